@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from helpers import ordinary
+from helpers import make_norms_and_biases_nontrivial
 
 _TOKENS = {"vocab_size": 512, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 _SIZES = _TOKENS | {
@@ -59,4 +59,4 @@ def family_model(family: str, seed: int = 0, method: Any = None, **changes: Any)
     from oarlock.models.build import ModelSource, build_model
 
     source = ModelSource(Path(family), family_config(family, **changes), from_weights=False)
-    return ordinary(build_model(source, seed=seed, method=method))
+    return make_norms_and_biases_nontrivial(build_model(source, seed=seed, method=method))

@@ -24,7 +24,7 @@ OPTIONS = configure()
 
 
 @contextlib.contextmanager
-def running(app, options=OPTIONS, **limits) -> Iterator[int]:
+def serve_app(app, options=OPTIONS, **limits) -> Iterator[int]:
     """Serve an application on a port of this machine."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -39,7 +39,7 @@ def running(app, options=OPTIONS, **limits) -> Iterator[int]:
             thread.join(GUARD_S)
 
 
-def speak(port: int, *pieces: bytes, end: bool = False) -> bytes:
+def exchange_bytes(port: int, *pieces: bytes, end: bool = False) -> bytes:
     """Send bytes, and return everything the server sends until it closes the connection."""
     with socket.create_connection(("127.0.0.1", port), timeout=GUARD_S) as client:
         for piece in pieces:
@@ -49,10 +49,10 @@ def speak(port: int, *pieces: bytes, end: bool = False) -> bytes:
                 break
         if end:
             client.shutdown(socket.SHUT_WR)
-        return heard(client)
+        return read_to_end(client)
 
 
-def heard(client: socket.socket) -> bytes:
+def read_to_end(client: socket.socket) -> bytes:
     """Read until the connection is closed."""
     found = b""
     with contextlib.suppress(ConnectionResetError):
@@ -61,16 +61,16 @@ def heard(client: socket.socket) -> bytes:
     return found
 
 
-def head(path="/x", method="POST", host="localhost", version="1.1", **headers) -> bytes:
+def make_head(path="/x", method="POST", host="localhost", version="1.1", **headers) -> bytes:
     """The headers of a request that closes the connection."""
     lines = [f"{method} {path} HTTP/{version}", f"Host: {host}", "Connection: close"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
-def status(answer: bytes) -> int:
+def read_status(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1])
 
 
-def content(answer: bytes):
+def read_content(answer: bytes):
     return json.loads(answer.partition(b"\r\n\r\n")[2])

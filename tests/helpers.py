@@ -63,7 +63,7 @@ def make_tiny_model(folder: str | Path, **changes: Any) -> Path:
 
     set_paddlenlp_log_level("error")
     paddle.seed(7)
-    model = ordinary(LlamaForCausalLM(LlamaConfig(**(TINY_LLAMA | changes))))
+    model = make_norms_and_biases_nontrivial(LlamaForCausalLM(LlamaConfig(**(TINY_LLAMA | changes))))
     model.save_pretrained(str(folder), safe_serialization=True)
     make_tiny_tokenizer(folder)
     return Path(folder)
@@ -79,7 +79,7 @@ def logits_of(model: Any, ids: Any) -> Any:
     return (found[0] if isinstance(found, (tuple, list)) else found).numpy()
 
 
-def ordinary(model: Any) -> Any:
+def make_norms_and_biases_nontrivial(model: Any) -> Any:
     """A model whose norms are not 1 and whose biases are not 0, as every trained one's, in place: ones and zeros hide
     faults. The values follow from the names."""
     for name, parameter in model.named_parameters():
@@ -88,7 +88,7 @@ def ordinary(model: Any) -> Any:
     return model
 
 
-def ordinary_folder(folder: Path) -> None:
+def make_folder_nontrivial(folder: Path) -> None:
     """The same for the model in a folder (one float32 file in Paddle's layout)."""
     from safetensors.numpy import load_file, save_file
 
@@ -180,7 +180,7 @@ def write_checkpoint(folder: Path, step: int, **changes: Any) -> Path:
     return folder
 
 
-def flags(**options: Any) -> list[str]:
+def make_flags(**options: Any) -> list[str]:
     """{"max_steps": 3, "do_train": True} -> ["--max_steps", "3", "--do_train", "True"]."""
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
@@ -203,14 +203,14 @@ def run_program(
     )
 
 
-def heed_signals() -> None:
+def reset_signals() -> None:
     """A preexec_fn: what a program inherits as ignored it may never see (SIGHUP under nohup, SIGINT behind a script's
     "&")."""
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a .jsonl file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 

@@ -44,18 +44,18 @@ def command(model: Path, output: Path, steps: int) -> list[str]:
     return [sys.executable, str(ROOT / "llm/finetune_generation.py"), *words, "--do_train", "--do_eval"]
 
 
-def figures(output: Path) -> list[dict[str, float]]:
+def read_metrics(output: Path) -> list[dict[str, float]]:
     """The rows of metrics.jsonl, without times and rates."""
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [{key: row[key] for key in COMPARED if key in row} for row in rows]
 
 
-def digest(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def rows_written(output: Path) -> int:
+def count_rows(output: Path) -> int:
     """The progress of a run in rows of its metrics."""
     path = output / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
@@ -73,9 +73,9 @@ def run_killed(words: list[str], output: Path, kills: int, most_rows: int, rng: 
         if done < kills:
             wait_for_save = done % 3 == 2
             starting = not wait_for_save and rng.random() < 0.2
-            rows = rows_written(output) + rng.randint(1, most_rows)
+            rows = count_rows(output) + rng.randint(1, most_rows)
             last = time.monotonic() + (rng.uniform(0.5, 4.0) if starting else 120.0)
-            while process.poll() is None and time.monotonic() < last and rows_written(output) < rows:
+            while process.poll() is None and time.monotonic() < last and count_rows(output) < rows:
                 time.sleep(0.02)
             save_by = time.monotonic() + (10 if wait_for_save else rng.uniform(0.0, 0.1))
             while process.poll() is None and time.monotonic() < save_by:
@@ -110,8 +110,8 @@ def main() -> int:
         most_rows = max(1, steps // 5 // (arguments.kills + 1))  # a row every 5 steps
         words = command(base / "model", killed, steps)
         done, during_save = run_killed(words, killed, arguments.kills, most_rows, random.Random(arguments.seed))
-        same_figures = figures(alone) == figures(killed)
-        same_weights = digest(alone / "model.safetensors") == digest(killed / "model.safetensors")
+        same_figures = read_metrics(alone) == read_metrics(killed)
+        same_weights = hash_file(alone / "model.safetensors") == hash_file(killed / "model.safetensors")
         leftovers = [path.name for path in killed.glob(".*")]
         summary = {
             "steps": steps,

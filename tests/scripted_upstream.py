@@ -96,7 +96,7 @@ def answer(text="ho", ids=(5, 6), end="stop", model="oarlock") -> service_pb2.Mo
     return response(model, text_output=text, token_ids=list(ids), finish_reason=end, prompt_tokens=3, completion_tokens=len(ids))  # fmt: skip
 
 
-def asked_values(request) -> dict:
+def read_inputs(request) -> dict:
     """The inputs of a request by name."""
     kinds = {"BOOL": np.bool_, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
     found = {}

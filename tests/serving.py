@@ -141,7 +141,7 @@ class Server:
         return [path.name for path in Path("/dev/shm").glob(f"oarlock-serve-{self.process.pid}-*")]
 
 
-def listening(port: int) -> set[str]:
+def find_listeners(port: int) -> set[str]:
     """Addresses on which a process listens to a port."""
     found = psutil.net_connections("tcp")
     return {
@@ -151,17 +151,17 @@ def listening(port: int) -> set[str]:
     }
 
 
-def gone(pids: list[int], seconds: float = GUARD_S) -> bool:
+def have_exited(pids: list[int], seconds: float = GUARD_S) -> bool:
     """Whether all of these processes exit within some time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if not any(alive(pid) for pid in pids):
+        if not any(is_alive(pid) for pid in pids):
             return True
         time.sleep(0.1)
     return False
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kill_and_resume import ROOT, command, digest, make_model
+from kill_and_resume import ROOT, command, hash_file, make_model
 
 STEPS = 4  # warm-up takes three
 
@@ -34,7 +34,7 @@ def main() -> None:
         make_model(model)
         said = run(*command(model, trained, STEPS))
         assert f"done: {STEPS} steps" in said, said
-        whole = digest(trained / "model.safetensors")
+        whole = hash_file(trained / "model.safetensors")
 
         # As after a stop at step 2, where a checkpoint was written.
         (trained / "model.safetensors").unlink()
@@ -43,7 +43,7 @@ def main() -> None:
                 shutil.rmtree(checkpoint)
         said = run(*command(model, trained, STEPS))
         assert "resuming from" in said and "(step 2," in said, said
-        assert digest(trained / "model.safetensors") == whole, "the resumed run has other weights"
+        assert hash_file(trained / "model.safetensors") == whole, "the resumed run has other weights"
 
         assert "\nA: " in run(sys.executable, "-m", "oarlock", "ask", trained, "Repeat the words.\nriver window")
         said = run("bash", "scripts/quickstart_serve.sh", sys.executable, trained, folder / "served")

@@ -115,7 +115,7 @@ def llama3() -> tuple[Tokenizer, dict[str, Any]]:
     }  # fmt: skip
 
 
-def pieces(scheme: str) -> tuple[Tokenizer, dict[str, Any]]:
+def make_sentencepiece_like(scheme: str) -> tuple[Tokenizer, dict[str, Any]]:
     """A sentencepiece-like BPE with byte fallback: Llama 2's (old and new form) and Gemma's."""
     special = ["<unk>", "<s>", "</s>"] if scheme != "gemma" else ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
     bytes_ = [f"<0x{i:02X}>" for i in range(256)]
@@ -162,7 +162,7 @@ def phi() -> tuple[Tokenizer, dict[str, Any]]:
     return found, config | {"tokenizer_class": "CodeGenTokenizer", "eos_token": "<|endoftext|>"}
 
 
-def word_pieces() -> tuple[Tokenizer, dict[str, Any]]:
+def make_word_pieces() -> tuple[Tokenizer, dict[str, Any]]:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     found = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     found.normalizer, found.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
@@ -188,13 +188,13 @@ def word_pieces() -> tuple[Tokenizer, dict[str, Any]]:
 SHAPES: dict[str, tuple[Callable[[], tuple[Tokenizer, dict[str, Any]]], str]] = {
     "qwen2": (qwen2, "qwen2"),
     "llama3": (llama3, "llama"),
-    "llama2 first": (lambda: pieces("first"), "llama"),
-    "llama2 always": (lambda: pieces("always"), "llama"),
-    "llama2 prepend": (lambda: pieces("prepend"), "llama"),
-    "gemma": (lambda: pieces("gemma"), "gemma"),
+    "llama2 first": (lambda: make_sentencepiece_like("first"), "llama"),
+    "llama2 always": (lambda: make_sentencepiece_like("always"), "llama"),
+    "llama2 prepend": (lambda: make_sentencepiece_like("prepend"), "llama"),
+    "gemma": (lambda: make_sentencepiece_like("gemma"), "gemma"),
     "gpt2": (gpt2, "gpt2"),
     "phi": (phi, "phi"),
-    "word pieces": (word_pieces, ""),
+    "word pieces": (make_word_pieces, ""),
 }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from helpers import LLM, flags, make_tiny_model, rows, run_program
+from helpers import LLM, make_flags, make_tiny_model, read_rows, run_program
 from support.published_commands import COMMAND_2
 
 # Commands 3, 4 and 6: "as 2 with no launcher and no tensor_parallel_degree, and ...".
@@ -43,7 +43,7 @@ def words(folder: Path, base: Path, **more) -> list[str]:
         "model_name_or_path": base, "dataset_name_or_path": folder / "data", "per_device_train_batch_size": 8,
         "src_length": 32, "tgt_length": 16, "do_train": 1, "do_eval": 1, "report_to": "none", "logging_steps": 1,
     }  # fmt: skip
-    return flags(**(options | more))
+    return make_flags(**(options | more))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -62,7 +62,7 @@ def test_published_commands(tmp_path, folder, name):
     process.terminate()
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert rows(metrics)[0]["step"] == 1
+    assert read_rows(metrics)[0]["step"] == 1
     (checkpoint,) = (tmp_path / "out").glob("checkpoint-*")
     trained = {key.split("/", 1)[1] for key in load_file(checkpoint / "rank-00000.safetensors")}
     if name == "instruction":
@@ -92,7 +92,7 @@ def test_from_training_to_answers(tmp_path, folder, tiny_model, name):
     )  # fmt: skip
     result = run_program("finetune_generation.py", *command)
     assert result.returncode == 0, result.stderr
-    losses = [row["loss"] for row in rows(out / "metrics.jsonl") if "loss" in row]
+    losses = [row["loss"] for row in read_rows(out / "metrics.jsonl") if "loss" in row]
     assert losses[-1] < 0.9 * losses[0]
     saved = {path.name for path in out.iterdir()}
     assert {"adapter.json", "peft_model.safetensors", "tokenizer.json", "chat_template.jinja"} <= saved
@@ -104,11 +104,11 @@ def test_from_training_to_answers(tmp_path, folder, tiny_model, name):
         *words(folder, tiny_model, do_train=0, output_dir=tmp_path / "eval", adapter_name_or_path=out, **METHODS[name]),
     )
     assert evaluated.returncode == 0, evaluated.stderr
-    last = [row["eval_loss"] for row in rows(out / "metrics.jsonl") if "eval_loss" in row][-1]
-    assert rows(tmp_path / "eval" / "metrics.jsonl")[-1]["eval_loss"] == pytest.approx(last, rel=1e-6)
+    last = [row["eval_loss"] for row in read_rows(out / "metrics.jsonl") if "eval_loss" in row][-1]
+    assert read_rows(tmp_path / "eval" / "metrics.jsonl")[-1]["eval_loss"] == pytest.approx(last, rel=1e-6)
 
     asked = run_program("oarlock", "ask", str(out), "Say it.\nfire", "--max-new-tokens", "16")
-    samples = {row["prompt"]: row["answer"] for row in rows(out / "samples.jsonl")[-4:]}
+    samples = {row["prompt"]: row["answer"] for row in read_rows(out / "samples.jsonl")[-4:]}
     answer = next(text for prompt, text in samples.items() if "fire" in prompt)
     assert asked.stdout.splitlines()[-1].strip() == f"A: {answer.strip()}".strip(), asked.stderr
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from helpers import flags, make_tiny_model, rows
+from helpers import make_flags, make_tiny_model, read_rows
 from oarlock.config.shared import ScheduleSection
 from oarlock.train.optim.schedule import make_scheduler
 
@@ -68,15 +68,18 @@ class Stage:
             "device": "cpu", "logging_steps": 1,
         }  # fmt: skip
         if name == "pretrain":
-            return ["run_pretrain.py", *flags(**(options | {"input_dir": self.folder / "corpus", "do_eval": 0} | more))]
+            return [
+                "run_pretrain.py",
+                *make_flags(**(options | {"input_dir": self.folder / "corpus", "do_eval": 0} | more)),
+            ]
         options |= {"dataset_name_or_path": str(self.folder / "data")} | METHODS.get(name, {}) | PLANS.get(name, {})
         if name == "epochs":
             options |= {"max_steps": -1, "num_train_epochs": 1}
         start = TWO_RANKS if name in PLANS else []
-        return [*start, "finetune_generation.py", *flags(**(options | more))]
+        return [*start, "finetune_generation.py", *make_flags(**(options | more))]
 
-    def rows(self, name: str, key: str) -> list[dict[str, Any]]:
-        return [row for row in rows(self.folder / "out" / name.replace(" ", "-") / "metrics.jsonl") if key in row]
+    def read_rows(self, name: str, key: str) -> list[dict[str, Any]]:
+        return [row for row in read_rows(self.folder / "out" / name.replace(" ", "-") / "metrics.jsonl") if key in row]
 
 
 @pytest.fixture(scope="module")
@@ -178,10 +181,10 @@ def alone(stage) -> Stage:
     for name in ADAPTERS:
         adapter = f"../out/{name}"
         more = {"dataset_name_or_path": data, "report_to": "none", "device": "cpu", "logging_steps": 1}
-        words = flags(model_name_or_path=adapter, do_eval=1, output_dir=f"../out/{name}-alone", **more)
+        words = make_flags(model_name_or_path=adapter, do_eval=1, output_dir=f"../out/{name}-alone", **more)
         commands[f"{name} alone"] = ["finetune_generation.py", *words]
         merged = {"merge_weights": 1} if name == "lora" else {}
-        words = flags(
+        words = make_flags(
             model_name_or_path=adapter, do_train=1, max_steps=2, output_dir=f"../out/{name}-on", **more, **merged
         )
         commands[f"{name} on"] = ["finetune_generation.py", *words]

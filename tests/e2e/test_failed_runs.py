@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from helpers import ROOT, flags, run_program
+from helpers import ROOT, make_flags, run_program
 from oarlock.train.checkpoint.manifest import read_manifest, verify
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -118,7 +118,7 @@ def test_pickled_weights_need_the_flag(tmp_path, tiny_model, corpus):
 
 def test_data_errors_of_finetuning(tmp_path, tiny_model):
     (tmp_path / "train.jsonl").write_text('{"src": "a", "tgt": "b"}\n{"src": "a"}\n')
-    words = flags(
+    words = make_flags(
         model_name_or_path=tiny_model,
         dataset_name_or_path=tmp_path / "train.jsonl",
         output_dir=tmp_path / "out",

@@ -14,7 +14,7 @@ import tritonclient.http as tritonclient
 from starlette.types import Receive, Scope, Send
 
 from direct_triton import MODELS, direct_triton
-from front_ports import GUARD_S, running
+from front_ports import GUARD_S, serve_app
 from oarlock.serve.config import ServeConfig, TritonConfig
 from oarlock.serve.front.admission import Admission
 from oarlock.serve.front.http.server import guard_app
@@ -39,7 +39,7 @@ def addresses(repository, tmp_path_factory):
                                     takes_binary=True, encodings=(b"gzip", b"deflate")))  # fmt: skip
             await apps[0](scope, receive, send)
 
-        with running(app, config) as port:
+        with serve_app(app, config) as port:
             yield triton.rest, f"127.0.0.1:{port}"
 
 

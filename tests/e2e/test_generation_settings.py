@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from helpers import flags, make_tiny_model, run_program
+from helpers import make_flags, make_tiny_model, run_program
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.model_config.load import read_config
@@ -73,7 +73,7 @@ def test_through_training_checkpoints_and_conversion(base, tmp_path):
     (tmp_path / "data").mkdir()
     for name in ("train.json", "dev.json"):
         (tmp_path / "data" / name).write_text(json.dumps(RECORDS))
-    words = flags(
+    words = make_flags(
         model_name_or_path=base, dataset_name_or_path=tmp_path / "data", output_dir=tmp_path / "out", max_steps=1,
         learning_rate=1e-9, per_device_train_batch_size=2, src_length=32, tgt_length=16, do_train=1, do_eval=1,
         do_generation=1, eval_steps=1, report_to="none", device="cpu",

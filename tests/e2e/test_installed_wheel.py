@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import ROOT, rows
+from helpers import ROOT, read_rows
 
 SOURCES = ("llm", "configs", "custom_ops", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
 SHORT = ("--max_steps", "2", "--warmup_steps", "1", "--gradient_accumulation_steps", "1", "--logging_steps", "1")
@@ -62,5 +62,5 @@ def test_the_wheel_trains_outside_the_repository(installed, tiny_model, tmp_path
     run([*launcher, oarlock, *recipe, "--output_dir", "two"], cwd=tmp_path, env=cpu)
     run([oarlock, "launch", "--device", "cpu", *recipe, "--output_dir", "one"], cwd=tmp_path, env=environment)
     for name in ("one", "two"):
-        assert [row["step"] for row in rows(tmp_path / name / "metrics.jsonl") if "loss" in row] == [1, 2]
+        assert [row["step"] for row in read_rows(tmp_path / name / "metrics.jsonl") if "loss" in row] == [1, 2]
         assert (tmp_path / name / "adapter.json").is_file()

@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from helpers import LLM, ROOT, rows
+from helpers import LLM, ROOT, read_rows
 
 sys.path.insert(0, str(ROOT / "notebooks"))
 from refresh import NOTEBOOK, execute
@@ -60,7 +60,7 @@ def test_the_notebook_runs(kernel_environment):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     execute(notebook)  # errors of cells are raised
     check_outputs(notebook)
-    base, lora = (rows(kernel_environment / run / "metrics.jsonl") for run in ("base", "lora"))
+    base, lora = (read_rows(kernel_environment / run / "metrics.jsonl") for run in ("base", "lora"))
     assert max(row["step"] for row in base) == STEPS and any("eval_perplexity" in row for row in base)
     assert any("eval_exact_match" in row for row in lora)
     assert (kernel_environment / "lora" / "adapter.json").exists()

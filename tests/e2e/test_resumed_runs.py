@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from helpers import LLM, ROOT, rows, run_program
+from helpers import LLM, ROOT, read_rows, run_program
 from oarlock.environment import matmul_library
 from oarlock.train.checkpoint.manifest import read_manifest
 from oarlock.train.output.lock import LOCK_FILE
@@ -57,7 +57,7 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path, tiny_config, corpu
     assert run_program("run_pretrain.py", *words).returncode == 0
     alone = pretrain_flags(tiny_config, corpus, tmp_path / "alone", max_steps=200, save_steps=1000)
     assert run_program("run_pretrain.py", *alone).returncode == 0
-    first, second = (rows(tmp_path / name / "metrics.jsonl") for name in ("cut", "alone"))
+    first, second = (read_rows(tmp_path / name / "metrics.jsonl") for name in ("cut", "alone"))
     assert [(r["step"], r["loss"]) for r in first] == [(r["step"], r["loss"]) for r in second]
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("cut", "alone")]
     assert all(np.array_equal(weights[0][key], weights[1][key]) for key in weights[1])
@@ -72,7 +72,7 @@ def test_a_changed_batch_size_resumes_at_the_right_sample(tmp_path, tiny_config,
     result = run_program("run_pretrain.py", *words)
     assert result.returncode == 0, result.stderr
     assert "step 4, 16 samples seen" in result.stdout
-    assert [row["samples"] for row in rows(tmp_path / "metrics.jsonl")][-2:] == [22, 28]
+    assert [row["samples"] for row in read_rows(tmp_path / "metrics.jsonl")][-2:] == [22, 28]
 
 
 def test_a_damaged_checkpoint_is_skipped(tmp_path, tiny_config, corpus):

@@ -26,10 +26,10 @@ from serving import (
     KEY,
     GrpcStream,
     Server,
+    find_listeners,
     free_ports,
-    gone,
+    have_exited,
     is_free,
-    listening,
     tensor,
     wait_until,
 )
@@ -177,7 +177,7 @@ def test_sigterm_finishes_open_requests_and_leaves_nothing(server, client):
     for thread in threads:
         thread.join(GUARD_S)
     assert sorted(answers) == [tokens, tokens + 1], server.said()
-    assert gone(processes) and not server.memory()
+    assert have_exited(processes) and not server.memory()
     assert all(is_free(port) for port in server.ports)
     assert "Traceback" not in server.said()
 
@@ -195,7 +195,7 @@ def test_serving_on_all_interfaces_and_sigkill(served_model, tmp_path):
     try:
         running.wait_ready()
         assert "open on 0.0.0.0 without TLS" in running.said() and "without keys" not in running.said()
-        assert all(found and found <= {"0.0.0.0", "::"} for found in map(listening, running.ports)), running.ports
+        assert all(found and found <= {"0.0.0.0", "::"} for found in map(find_listeners, running.ports)), running.ports
         for address in (
             f"{running.url}/v1/models",
             f"{running.rest_url}/v2",
@@ -231,7 +231,7 @@ def test_serving_on_all_interfaces_and_sigkill(served_model, tmp_path):
     finally:
         running.process.kill()
         running.process.wait()
-    assert gone(processes)
+    assert have_exited(processes)
     wait_until(lambda: not running.memory() and not list(model.parent.glob(".*")))
     assert not Path(running.admin_socket).parent.exists()
 

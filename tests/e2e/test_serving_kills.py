@@ -17,7 +17,7 @@ import requests
 import tritonclient.grpc as grpcclient
 
 from helpers import ROOT
-from serving import ENDLESS, GUARD_S, KEY, GrpcStream, alive, chat_tensors, tensor, wait_until
+from serving import ENDLESS, GUARD_S, KEY, GrpcStream, chat_tensors, is_alive, tensor, wait_until
 
 
 def command_line(pid):
@@ -124,7 +124,7 @@ def test_recovery_from_sigkill_of_each_process(server, client):
                     client.completions.create(model="oarlock", prompt="x", max_tokens=2)
                 assert refused.value.status_code == 503 and int(refused.value.response.headers["Retry-After"]) > 0
         wait_until(lambda: all_routes_answer(server, client), server.said, seconds=120)
-        wait_until(lambda victim=victims[-1]: not alive(victim), server.said)
+        wait_until(lambda victim=victims[-1]: not is_alive(victim), server.said)
         if word == "tritonserver":
             assert not memory & set(server.memory())
     restarts = json.loads(server.admin("status").stdout)["restarts"]

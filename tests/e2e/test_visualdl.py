@@ -24,7 +24,7 @@ from selenium import webdriver
 from selenium.common.exceptions import ElementNotInteractableException, StaleElementReferenceException
 from selenium.webdriver.common.keys import Keys
 
-from helpers import flags, run_program
+from helpers import make_flags, run_program
 
 CURVE = np.asarray([41, 50, 225])  # the colour VisualDL gives the first run
 
@@ -33,7 +33,7 @@ CURVE = np.asarray([41, 50, 225])  # the colour VisualDL gives the first run
 def logdir(tmp_path_factory, tiny_model) -> Path:
     """A short run that logs to VisualDL."""
     folder = tmp_path_factory.mktemp("run")
-    words = flags(
+    words = make_flags(
         model_name_or_path=tiny_model, output_dir=folder / "out", max_steps=30, learning_rate=3e-3, logging_steps=1,
         src_length=32, tgt_length=16, do_train=1, do_eval=1, eval_steps=10, do_generation=1, max_evaluate_steps=1,
         save_strategy="no",
@@ -155,7 +155,7 @@ def test_scalars_texts_and_hyperparameters_are_logged(logdir):
 
 def test_a_resumed_run_shows_its_whole_curve(logdir, tmp_path, tiny_model):
     """VisualDL reads only the newest file of a folder."""
-    words = flags(
+    words = make_flags(
         model_name_or_path=tiny_model, output_dir=tmp_path, max_steps=6, logging_steps=1, save_steps=3, src_length=32,
         tgt_length=16, do_train=1,
     )  # fmt: skip

@@ -17,7 +17,7 @@ _LONGEST = 1 << 16  # bytes of an input
 
 
 @st.composite
-def mutated(draw: st.DrawFn, seeds: Sequence[bytes], tokens: Sequence[bytes]) -> bytes:
+def mutate(draw: st.DrawFn, seeds: Sequence[bytes], tokens: Sequence[bytes]) -> bytes:
     """Change a seed: flip bits, drop, double or exchange pieces, insert tokens, replace numbers."""
     data = bytearray(draw(st.sampled_from(seeds)))
     for _ in range(draw(st.integers(0, 5))):
@@ -64,7 +64,7 @@ def with_hypothesis(judge: Judge, seconds: float, fixed: bool = False, stop: Cal
             phases=[Phase.generate],  # the judge keeps the inputs of findings
             suppress_health_check=list(HealthCheck),
         )
-        @given(mutated(seeds, judge.harness.tokens))
+        @given(mutate(seeds, judge.harness.tokens))
         def feed(data: bytes) -> None:
             if time.monotonic() < end:
                 judge(data)

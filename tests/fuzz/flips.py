@@ -27,7 +27,7 @@ from oarlock.train.checkpoint.manifest import verify  # noqa: E402
 from oarlock.weights.sharded_store import ShardedStore  # noqa: E402
 
 
-def digest(checkpoint: Path) -> str:
+def hash_checkpoint(checkpoint: Path) -> str:
     """Hash of all tensors as a resumed run reads them, and of the fields of the manifest."""
     found = hashlib.sha256(repr(verify(checkpoint)).encode())
     with ShardedStore.open(checkpoint) as pieces:
@@ -45,7 +45,7 @@ def flip_bits(checkpoint: Path, flips: int, seed: int = 0) -> dict[str, object]:
     missed: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as place:
         copy = shutil.copytree(checkpoint, Path(place) / checkpoint.name)
-        whole = digest(copy)
+        whole = hash_checkpoint(copy)
         files = sorted(path for path in copy.rglob("*") if path.is_file() and path.stat().st_size)
         for _ in range(flips):
             path = chance.choice(files)
@@ -56,20 +56,20 @@ def flip_bits(checkpoint: Path, flips: int, seed: int = 0) -> dict[str, object]:
                 file.seek(at)
                 file.write(bytes([byte ^ mask]))
             try:
-                (harmless if digest(copy) == whole else missed)[path.name] += 1
+                (harmless if hash_checkpoint(copy) == whole else missed)[path.name] += 1
             except CheckpointError:
                 found[path.name] += 1
             with open(path, "r+b") as file:
                 file.seek(at)
                 file.write(bytes([byte]))
-        assert digest(copy) == whole
+        assert hash_checkpoint(copy) == whole
     counts = {"found": found, "harmless": harmless, "missed": missed}
     return {"flips": flips, "files": len(files)} | {name: sum(count.values()) for name, count in counts.items()} | {
         "by_file": {name: dict(sorted(count.items())) for name, count in counts.items()}
     }  # fmt: skip
 
 
-def trained(folder: Path) -> Path:
+def train_checkpoint(folder: Path) -> Path:
     """The checkpoint of a short training."""
     import kill_and_resume
 
@@ -87,7 +87,7 @@ def main() -> int:
     parser.add_argument("--checkpoint", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        summary = flip_bits(options.checkpoint or trained(Path(folder)), options.flips, options.seed)
+        summary = flip_bits(options.checkpoint or train_checkpoint(Path(folder)), options.flips, options.seed)
     print(json.dumps(summary))
     return int(bool(summary["missed"]))
 

@@ -94,7 +94,7 @@ class Port:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Port]:
+def run_port() -> Iterator[Port]:
     """Run the front until the block ends."""
     ready, stop = threading.Event(), threading.Event()
     found: list[Port] = []
@@ -172,6 +172,6 @@ HARNESS = Harness(
         *(make_frame(kind, flags, 1) for kind in range(10) for flags in (0, 1, 4, 8)),
         b"\0\0\0\0\0",
     ],
-    around=running,
+    around=run_port,
     connects=True,
 )

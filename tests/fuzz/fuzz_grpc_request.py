@@ -32,7 +32,7 @@ PARAMETERS = (
 FORM = {"text": "x", "topp": 0.5, "max_dec_len": 3, "eos_token_ids": [5], "req_id": "r", "stop": ["a"]}
 
 
-def changed(data: bytes) -> service_pb2.ModelInferRequest:
+def change_request(data: bytes) -> service_pb2.ModelInferRequest:
     """A request with a few fields changed; the bytes choose the changes."""
     choose = random.Random(data)
     request = service_pb2.ModelInferRequest.FromString(choose.choice(seeds()))
@@ -72,7 +72,7 @@ def read(data: bytes) -> service_pb2.ModelInferRequest:
     try:
         return service_pb2.ModelInferRequest.FromString(data)
     except DecodeError:
-        return changed(data)
+        return change_request(data)
 
 
 def target(data: bytes, folder: Path) -> None:

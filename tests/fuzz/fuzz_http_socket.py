@@ -10,7 +10,7 @@ from pathlib import Path
 import fuzz_http
 from harness import Harness
 
-from front_ports import heard, running
+from front_ports import read_to_end, serve_app
 
 
 def target(data: bytes, folder: Path, ports: list[int]) -> None:
@@ -20,13 +20,13 @@ def target(data: bytes, folder: Path, ports: list[int]) -> None:
                 for begin in range(0, len(data), 3000):
                     client.sendall(data[begin : begin + 3000])
                 client.shutdown(socket.SHUT_WR)
-            fuzz_http.check_answers(heard(client), data)
+            fuzz_http.check_answers(read_to_end(client), data)
 
 
 @contextlib.contextmanager
 def around() -> Iterator[list[int]]:
     with fuzz_http.around() as ports, contextlib.ExitStack() as stack:
-        found = [stack.enter_context(running(server.config.app, ports.config)) for server in ports.servers]
+        found = [stack.enter_context(serve_app(server.config.app, ports.config)) for server in ports.servers]
         yield found
         for port in found:
             target(fuzz_http.request("/v2/health/live", method="GET"), Path(), [port])

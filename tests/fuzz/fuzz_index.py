@@ -57,7 +57,7 @@ def target(data: bytes, folder: Path, hub: Hub) -> None:
         assert path.is_file() and not path.is_symlink() and path.parent == found
 
 
-def only_here(host: Any, *arguments: Any, **named: Any) -> Any:
+def block_network(host: Any, *arguments: Any, **named: Any) -> Any:
     """Block name resolution: a redirect in an input must not use the network."""
     if host != "127.0.0.1":
         raise socket.gaierror(f"no {host!r} here")
@@ -79,7 +79,7 @@ def around() -> Iterator[Hub]:
         mock.patch.dict(os.environ, {"PPNLP_ENDPOINT": address, "NO_PROXY": "*"}),
         mock.patch.object(http_download, "_PAUSE_S", 0),
         mock.patch.object(http_download, "_TIMEOUT_S", (0.5, 0.5)),
-        mock.patch.object(socket, "getaddrinfo", only_here),
+        mock.patch.object(socket, "getaddrinfo", block_network),
     ):
         yield hub
     hub.shutdown()

@@ -38,7 +38,7 @@ _UNSIGNED = 2
 
 
 @functools.cache
-def _own() -> MemoryFile:
+def _hold_memory() -> MemoryFile:
     return MemoryFile.create()
 
 
@@ -60,7 +60,7 @@ def _descriptor(which: int, victim: Path) -> int | None:
         lambda: os.memfd_create("forged", os.MFD_ALLOW_SEALING),
         lambda: os.open(victim, os.O_RDONLY),
         lambda: os.open("/dev/null", os.O_RDWR),
-        lambda: os.dup(_own().descriptor),
+        lambda: os.dup(_hold_memory().descriptor),
         lambda: MemoryFile.create().descriptor,
         lambda: os.pipe()[0],
     ]
@@ -92,7 +92,7 @@ def _meet(rank: int, content: bytes, victim: Path) -> None:
     with mine, theirs, mock.patch.object(os, "urandom", lambda size: NONCE[:size]):
         _send(Channel(theirs, KEY, is_first=rank == 1), content, victim)
         point = MeetingPoint(KEY, {1 - rank: mine})
-        exchange_memories(point, _own(), rank, 2, time.monotonic() + 0.05, lambda handed: None)
+        exchange_memories(point, _hold_memory(), rank, 2, time.monotonic() + 0.05, lambda handed: None)
 
 
 def _shared(content: bytes) -> None:
@@ -146,7 +146,7 @@ def _target(data: bytes, folder: Path) -> None:
 
 
 def _seeds() -> list[bytes]:
-    _own()
+    _hold_memory()
     _pair()
 
     def record(kind: int, rank: int, which: int = 0, how: int = 0, world_size: int = 2, process: int = 0) -> bytes:

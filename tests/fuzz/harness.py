@@ -140,7 +140,7 @@ class Judge:
 
 
 @contextlib.contextmanager
-def judging(harness: Harness) -> Iterator[Judge]:
+def open_judge(harness: Harness) -> Iterator[Judge]:
     """A judge with its own folder and the environment of the harness; looks for leftover processes at the end."""
     before = _children()
     _watch.others = {thread.ident or 0 for thread in threading.enumerate()} - {threading.get_ident()}

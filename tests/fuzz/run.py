@@ -44,10 +44,10 @@ def _fuzz(name: str, engine: str, seconds: float, results: Path) -> None:
     """Fuzz in a separate process: libFuzzer ends the one that it runs in."""
     harness = _harness(name, engine)
     from engines import with_atheris, with_hypothesis
-    from harness import judging, keep
+    from harness import keep, open_judge
 
     with contextlib.ExitStack() as stack:
-        judge = stack.enter_context(judging(harness))
+        judge = stack.enter_context(open_judge(harness))
         corpus = results / "corpus"
         corpus.mkdir()
         start = time.monotonic()
@@ -84,9 +84,9 @@ def run(name: str, seconds: float, engine: str = "") -> dict:
 
 
 def _replay(name: str, path: Path) -> int:
-    from harness import judging
+    from harness import open_judge
 
-    with judging(_harness(name, "")) as judge:
+    with open_judge(_harness(name, "")) as judge:
         judge.seeds()
         finding = judge(path.read_bytes())
         print(f"{finding.what}\n{finding.trace}" if finding else f"fine ({'refused' if judge.refused else 'read'})")

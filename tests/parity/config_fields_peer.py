@@ -22,7 +22,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 
-def made(config: Any) -> Any:
+def make_model(config: Any) -> Any:
     """A model with weights so large that its logits depend on the whole input."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
@@ -35,7 +35,7 @@ def made(config: Any) -> Any:
 
 def save(config: Any, folder: Path, ids: torch.Tensor, base: dict[str, Any] | None) -> Any:
     """Save the model of a configuration with the weights of the base where they fit, and return its state."""
-    model = made(config)
+    model = make_model(config)
     if base is not None and {k: v.shape for k, v in base.items()} == {
         k: v.shape for k, v in model.state_dict().items()
     }:

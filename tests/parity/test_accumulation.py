@@ -11,7 +11,7 @@ import pytest
 from paddlenlp.transformers import LlamaConfig
 from paddlenlp.transformers.llama.modeling import LlamaPretrainingCriterion
 
-from helpers import flags, make_tiny_model
+from helpers import make_flags, make_tiny_model
 from oarlock.config import FinetuneConfig, LoadedConfig, load_config
 from oarlock.data.corpus.order import SampleOrder
 from oarlock.data.examples.collate import FinetuneCollator
@@ -31,10 +31,10 @@ def uneven(tmp_path_factory) -> tuple[Path, Path]:
     return make_tiny_model(folder / "model"), folder / "train.jsonl"
 
 
-def gradients(uneven, tmp_path, batch: int, accumulation: int) -> tuple[float, dict[str, np.ndarray]]:
+def compute_gradients(uneven, tmp_path, batch: int, accumulation: int) -> tuple[float, dict[str, np.ndarray]]:
     """Loss and gradients of the first step."""
     model_folder, data_file = uneven
-    words = flags(
+    words = make_flags(
         do_train=1, model_name_or_path=model_folder, dataset_name_or_path=data_file, output_dir=tmp_path / f"{batch}x{accumulation}",
         per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, max_steps=1, report_to="none",
         src_length=32, tgt_length=128, device="cpu",
@@ -57,9 +57,9 @@ def gradients(uneven, tmp_path, batch: int, accumulation: int) -> tuple[float, d
 
 
 def test_the_accumulated_gradient_equals_that_of_the_global_batch(uneven, tmp_path):
-    whole_loss, whole = gradients(uneven, tmp_path, 8, 1)
+    whole_loss, whole = compute_gradients(uneven, tmp_path, 8, 1)
     for batch, accumulation in ((2, 4), (1, 8), (4, 2)):
-        loss, parts = gradients(uneven, tmp_path, batch, accumulation)
+        loss, parts = compute_gradients(uneven, tmp_path, batch, accumulation)
         assert loss == pytest.approx(whole_loss, rel=1e-6)
         for name, gradient in whole.items():
             scale = np.abs(gradient).max()

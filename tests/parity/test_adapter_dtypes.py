@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from families import family_config, family_model
-from helpers import flags, make_tiny_tokenizer, rows
+from helpers import make_flags, make_tiny_tokenizer, read_rows
 from oarlock.config import FinetuneConfig, load_config
 from oarlock.merge.inputs import AdapterMix
 from oarlock.merge.merge import MergeOptions, merge
@@ -99,13 +99,13 @@ class Folders:
 
     def train(self, base: Path, output: Path, **options: Any) -> list[float]:
         """Losses of three steps."""
-        words = flags(
+        words = make_flags(
             do_train=1, model_name_or_path=base, dataset_name_or_path=self.data, output_dir=output, device="cpu",
             per_device_train_batch_size=4, max_steps=3, learning_rate=1e-3, logging_steps=1, save_steps=3,
             report_to="none", src_length=16, tgt_length=48, warmup_ratio=0, disable_tqdm=1, **options,
         )  # fmt: skip
         assert finetune(load_config(FinetuneConfig, words)) == 0
-        return [row["loss"] for row in rows(output / "metrics.jsonl") if "loss" in row]
+        return [row["loss"] for row in read_rows(output / "metrics.jsonl") if "loss" in row]
 
 
 @pytest.fixture(scope="module")

@@ -109,7 +109,7 @@ def make_tokenizer(folder: Path, name: str, template: str) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}), encoding="utf-8")
 
 
-def unmarked(template: str) -> str:
+def remove_marks(template: str) -> str:
     return re.sub(r"\{%-? *(end)?generation *-?%\}", "", template)
 
 
@@ -163,7 +163,7 @@ def test_templates_follow_the_rules_of_transformers(peer):
         assert ours == theirs["text"], source
 
 
-def mask_of(chat: Any, tokens: Any) -> list[int]:
+def read_mask(chat: Any, tokens: Any) -> list[int]:
     encoded = encode_chat(chat, tokens, 10_000, 10_000)
     assert list(encoded.ids) == tokens.ids
     return [i % 2 for i, length in enumerate(encoded.runs) for _ in range(length)]
@@ -173,7 +173,7 @@ def mask_of(chat: Any, tokens: Any) -> list[int]:
 def test_ids_prompts_and_trained_tokens_equal_transformers(name, peer):
     tokenizer = load_tokenizer(str(peer["folder"] / name))
     marked = choose_template("auto", tokenizer, "messages")
-    plain = ChatTemplate(marked.name, unmarked(marked.source), marked.special_tokens, marked.spellings)
+    plain = ChatTemplate(marked.name, remove_marks(marked.source), marked.special_tokens, marked.spellings)
     assert "generation" in marked.source and "generation -" not in plain.source
     compared = 0
     for kind, given in CONVERSATIONS.items():
@@ -183,12 +183,12 @@ def test_ids_prompts_and_trained_tokens_equal_transformers(name, peer):
         try:
             chats = [render_chat_text(talk, template) for template in (marked, plain)]
         except DataError as error:
-            refused(name, kind, theirs, str(error))
+            expect_refusal(name, kind, theirs, str(error))
             continue
         tokens = tokenize(tokenizer, [chat.text for chat in chats])
         assert chats[0].text.text == chats[1].text.text == theirs["text"], kind
         assert tokens[0].ids == theirs["ids"], kind
-        masks = [mask_of(chat, row) for chat, row in zip(chats, tokens, strict=True)]
+        masks = [read_mask(chat, row) for chat, row in zip(chats, tokens, strict=True)]
         assert masks[0] == theirs["mask"], f"{kind}: as marked"
         assert masks[1] == theirs["mask"], f"{kind}: without marks"
         prompt = encode_prompt(talk, tokenizer, plain, 10_000).input_ids
@@ -212,7 +212,7 @@ REFUSED = {
 }
 
 
-def refused(name: str, kind: str, theirs: dict[str, Any], problem: str) -> None:
+def expect_refusal(name: str, kind: str, theirs: dict[str, Any], problem: str) -> None:
     assert any(words in problem for words in REFUSED[kind]), f"{name}, {kind}: {problem}"
     if "refuses these messages" in problem:
         assert "TemplateError" in theirs["error"]
@@ -249,7 +249,7 @@ def test_an_earlier_answer_can_be_untrained(peer):
     for name in FAMILIES:
         tokenizer = load_tokenizer(str(peer["folder"] / name))
         marked = choose_template("auto", tokenizer, "messages")
-        plain = ChatTemplate(marked.name, unmarked(marked.source), marked.special_tokens, marked.spellings)
+        plain = ChatTemplate(marked.name, remove_marks(marked.source), marked.special_tokens, marked.spellings)
         record = {"messages": [USER, {**ANSWER, "train": "no"}, USER, {"role": "assistant", "content": "Colder."}]}
         for template in (marked, plain):
             rows = encode_source(RowRecords("r", [record]), Recipe(tokenizer, template, 999, 999), Counts())

@@ -106,14 +106,14 @@ def result(tmp_path_factory, parity_python) -> dict[str, Any]:
     return json.loads((root / "result.json").read_text())
 
 
-def scores(folder: Path) -> np.ndarray:
+def compute_logits(folder: Path) -> np.ndarray:
     config = read_config(folder)
     check_window(config, IDS.shape[1], str(folder / "config.json"), "the texts have")
     model = build_model(ModelSource(folder, config, from_weights=True))
     return logits_of(model, IDS)
 
 
-def without_stamp(folder: Path) -> None:
+def remove_stamp(folder: Path) -> None:
     """Remove the fields that name the writing program and the dtype of the weights."""
     content = json.loads((folder / "config.json").read_text())
     for name in ("transformers_version", "dtype", "torch_dtype", "architectures"):
@@ -125,9 +125,9 @@ def without_stamp(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(content))
 
 
-def outcome(folder: Path) -> np.ndarray | str:
+def describe_outcome(folder: Path) -> np.ndarray | str:
     try:
-        return scores(folder)
+        return compute_logits(folder)
     except ModelError as error:
         return str(error)
 
@@ -139,7 +139,7 @@ def test_every_declared_field_is_honoured_or_refused_by_name(result, family):
     for case in (case for case in result["cases"] if case["family"] == family and "folder" in case):
         folder, what = Path(case["folder"]), f"{case['field']} = {case['value']}"
         theirs = np.load(folder / "scores.npy")
-        ours = outcome(folder)
+        ours = describe_outcome(folder)
         if isinstance(ours, str):
             refused.add(case["field"])
             names = {case["field"], "rope_scaling"} if case["field"] == "rope_parameters" else {case["field"]}
@@ -151,8 +151,8 @@ def test_every_declared_field_is_honoured_or_refused_by_name(result, family):
             wrong.append(f"{what}: scores differ by {np.abs(ours - theirs).max():.1e}")
         else:
             followed += 1
-        without_stamp(folder)
-        again = outcome(folder)
+        remove_stamp(folder)
+        again = describe_outcome(folder)
         if isinstance(ours, str) != isinstance(again, str):
             wrong.append(f"{what}: another outcome without the stamp: {again if isinstance(again, str) else 'read'}")
         elif not isinstance(ours, str) and not np.array_equal(ours, again):

@@ -20,7 +20,7 @@ from oarlock.export.manifest import find_changed_files, read_manifest
 from oarlock.export.peft import export_peft
 from oarlock.model_config.load import find_model_class, read_config
 from oarlock.weights.safetensors_file import SafetensorsFile
-from support.converted_models import ADAPTERS, OURS, PIECES, TEXTS, THEIRS, World, answer, loaded, scores
+from support.converted_models import ADAPTERS, OURS, PIECES, TEXTS, THEIRS, World, answer, compute_logits, loaded
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def until_end(ids: list[int]) -> list[int]:
     return ids[: ids.index(0)] if 0 in ids else ids
 
 
-def bits(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+def read_bits(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """The dtype, shape and bytes of every stored tensor."""
     found = {}
     for path in folder.glob("model*.safetensors"):
@@ -78,13 +78,13 @@ def test_a_folder_with_only_a_sentencepiece_model(world):
 def test_a_round_trip_preserves_every_bit(world, name, tmp_path):
     back = tmp_path / "back"
     convert(world.root / "hf" / name, back, "paddle", ConvertOptions(proof=False))
-    before, after = bits(world.root / "ours" / name), bits(back)
+    before, after = read_bits(world.root / "ours" / name), read_bits(back)
     computed = {key for key in before if ".attn.bias" in key or ".masked_bias" in key}
     copies = {"lm_head.weight", "lm_head.decoder_weight"} if read_config(back).tie_word_embeddings else set()
     if "fused" in name:
         again = tmp_path / "again"
         convert(back, again, "hf", ConvertOptions(proof=False))
-        assert bits(again) == bits(world.root / "hf" / name)
+        assert read_bits(again) == read_bits(world.root / "hf" / name)
         return
     assert before.keys() - after.keys() <= computed | copies
     assert all(before[key] == value for key, value in after.items())
@@ -98,7 +98,7 @@ def test_contents_of_the_converted_folder(world):
         content
     )
     index = json.loads((folder / "model.safetensors.index.json").read_text())
-    stored = bits(folder)
+    stored = read_bits(folder)
     assert set(index["weight_map"]) == set(stored) and len(set(index["weight_map"].values())) > 2
     assert index["metadata"]["total_size"] == sum(len(data) for _, _, data in stored.values())
     q = load_file(world.root / "ours" / "llama" / "model.safetensors")["llama.layers.1.self_attn.k_proj.weight"]
@@ -108,7 +108,7 @@ def test_contents_of_the_converted_folder(world):
     assert header["__metadata__"] == {"format": "pt"}
     manifest = read_manifest(folder)
     assert manifest["source"]["layout"] == "np" and manifest["proof"]["difference"] < 1e-6
-    assert "lm_head.weight" not in bits(world.root / "hf" / "llama tied")
+    assert "lm_head.weight" not in read_bits(world.root / "hf" / "llama tied")
     assert find_changed_files(folder) == []
     assert not any(folder.glob("*.pdparams"))
 
@@ -124,15 +124,15 @@ def test_transformers_models_run_in_paddle(world, name, tmp_path):
     assert proof.difference < 1e-6
     found, said = world.theirs(f"theirs {name}")
     model = loaded(tmp_path / "paddle")
-    np.testing.assert_allclose(scores(model), found, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(compute_logits(model), found, atol=1e-4, rtol=0)
     assert answer(model) == until_end(said["answer"])
     if "pickle" not in name:
         convert(tmp_path / "paddle", tmp_path / "hf", "hf", ConvertOptions(proof=False))
-        assert bits(tmp_path / "hf") == bits(source)
+        assert read_bits(tmp_path / "hf") == read_bits(source)
         if "bfloat16" not in name:  # and without conversion
-            np.testing.assert_allclose(scores(loaded(source)), found, atol=1e-4, rtol=0)
+            np.testing.assert_allclose(compute_logits(loaded(source)), found, atol=1e-4, rtol=0)
     dtype = "bfloat16" if "bfloat16" in name else "float32"
-    assert {kind for kind, _, _ in bits(tmp_path / "paddle").values()} == {dtype}
+    assert {kind for kind, _, _ in read_bits(tmp_path / "paddle").values()} == {dtype}
 
 
 # adapters
@@ -141,7 +141,7 @@ def test_transformers_models_run_in_paddle(world, name, tmp_path):
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_peft_reads_our_adapters(world, name):
     found, _ = world.theirs(f"adapter {name}")
-    ours = scores(loaded(world.root / "ours" / name, world.root / "adapter" / name))
+    ours = compute_logits(loaded(world.root / "ours" / name, world.root / "adapter" / name))
     np.testing.assert_allclose(found, ours, atol=1e-4, rtol=0)
     assert np.abs(found - world.theirs(f"ours {name}")[0]).max() > 0.1
     stored = load_file(world.root / "peft" / name / "adapter_model.safetensors")

@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 import pytest
 from paddlenlp.transformers import AutoConfig
-from test_generation import ROWS, TOKENIZER, stirred
+from test_generation import ROWS, TOKENIZER, make_sensitive_model
 
 from families import FAMILIES, family_config
 from helpers import make_adapter
@@ -62,7 +62,7 @@ WAYS = [(family, "generic") for family in FAMILIES] + [(f, "fused") for f in ("l
 
 @pytest.mark.parametrize(("family", "way"), WAYS)
 def test_answers_equal_generate(family, way, tokenizer):
-    model = stirred(family)
+    model = make_sensitive_model(family)
     wanted = [generate_ids(model, TOKENIZER, [row], 12)[0] for row in PROMPTS]
     decoder = GenericDecoder(model, {}) if way == "generic" else FusedDecoder(model, {}, 256)
     engine = Engine(served(decoder, tokenizer), EngineConfig(max_batch=3))
@@ -83,9 +83,9 @@ def test_adapters_are_served_in_every_family(family, way, tokenizer):
     """Rows of one adapter, batched with rows of another and of the base, are answered as by a merged model."""
     random = np.random.default_rng(3)
     targets = REGISTRY[family].lora_targets
-    adapters, wanted = {}, {None: stirred(family)}
+    adapters, wanted = {}, {None: make_sensitive_model(family)}
     for name in ("red", "blue"):
-        wanted[name], adapters[name] = stirred(family), {}
+        wanted[name], adapters[name] = make_sensitive_model(family), {}
         for path, layer in wanted[name].named_sublayers():
             weight = getattr(layer, "weight", None)
             if path.split(".")[-1] in targets and weight is not None and weight.ndim == 2:
@@ -93,7 +93,7 @@ def test_adapters_are_served_in_every_family(family, way, tokenizer):
                 a, b = (random.normal(0, 0.5, shape).astype("float32") for shape in ((rows, 3), (3, columns)))
                 adapters[name][path] = a, b
                 weight.set_value(weight + paddle.to_tensor(a @ b))
-    model = stirred(family)
+    model = make_sensitive_model(family)
     decoder = GenericDecoder(model, adapters) if way == "generic" else FusedDecoder(model, adapters, 256)
     engine = Engine(served(decoder, tokenizer, adapters=adapters), EngineConfig())
     names = [None, "red", "blue", "red"]
@@ -111,7 +111,7 @@ def test_adapters_are_served_in_every_family(family, way, tokenizer):
 @pytest.mark.parametrize("family", ["llama", "gemma"])
 def test_the_fused_decoder_is_bit_identical_in_any_batch(family):
     """Alone or in a batch, with the prompt at once, in parts, or token by token."""
-    decoder = FusedDecoder(stirred(family), {}, 256)
+    decoder = FusedDecoder(make_sensitive_model(family), {}, 256)
     random = np.random.default_rng(0)
     rows = [random.integers(0, 512, length).tolist() for length in (37, 5, 100, 18, 1, 64, 33, 16, 17)]
 
@@ -136,7 +136,7 @@ def test_an_inaccurate_fused_decoder_is_refused(monkeypatch):
         "oarlock.serve.engine.fused_decoder._read_norm", lambda layer, offset: layer.weight.numpy() * 1.01
     )
     with pytest.raises(EnvironmentProblem, match="fused decoder is wrong on this machine"):
-        load_fused_decoder(stirred("llama"), {}, 64)
+        load_fused_decoder(make_sensitive_model("llama"), {}, 64)
 
 
 def test_which_models_use_the_fused_decoder(monkeypatch):

@@ -49,7 +49,7 @@ def lora(tiny_model, tmp_path_factory) -> Path:
     return folder
 
 
-def scores(folder: Path, **about) -> np.ndarray:
+def compute_logits(folder: Path, **about) -> np.ndarray:
     model = build_model(ModelSource(folder, read_config(folder), from_weights=True), **about)
     return logits_of(model, IDS)
 
@@ -61,8 +61,8 @@ def scores(folder: Path, **about) -> np.ndarray:
 def test_an_exported_merged_model_passes_the_check(tiny_model, lora, tmp_path, target):
     output = tmp_path / "out"
     export(ExportRequest(target, "", output, (lora,)))  # the base is where the adapter says
-    expected = scores(tiny_model, method=LoRA(r=4, alpha=6.0), adapter=lora)
-    assert np.abs(scores(output) - expected).max() < 1e-5 * np.abs(expected).max()
+    expected = compute_logits(tiny_model, method=LoRA(r=4, alpha=6.0), adapter=lora)
+    assert np.abs(compute_logits(output) - expected).max() < 1e-5 * np.abs(expected).max()
     manifest = read_manifest(output)
     assert manifest["target"] == target and manifest["source"]["folder"] == str(tiny_model)
     assert manifest["source"]["adapters"][0]["folder"] == str(lora)
@@ -92,7 +92,7 @@ def test_the_checker_accepts_the_weights_of_every_family(family, tiny_tokenizer,
         assert finding.kind == "names" and finding.place == name
 
 
-def started(script: Path, program: str, folder: Path, **variables: str) -> list[str]:
+def read_start_command(script: Path, program: str, folder: Path, **variables: str) -> list[str]:
     """The command line with which a start script runs its server."""
     fake = folder / program
     fake.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
@@ -111,7 +111,7 @@ def test_vllm_starts_with_an_adapter(tiny_model, lora, tmp_path):
     output = tmp_path / "a model"
     export(ExportRequest("vllm", str(tiny_model), output, (lora,), name="chat", dtype="bfloat16", keep_adapters=True))
     assert os.access(output / "start.sh", os.X_OK)
-    words = started(output / "start.sh", "vllm", tmp_path)
+    words = read_start_command(output / "start.sh", "vllm", tmp_path)
     assert words[:2] == ["serve", str(output)] and words[-2:] == ["--more", "flags"]
     assert (after(words, "--served-model-name"), after(words, "--dtype")) == ("chat", "bfloat16")
     assert (after(words, "--max-model-len"), after(words, "--host"), after(words, "--port")) == (
@@ -121,7 +121,9 @@ def test_vllm_starts_with_an_adapter(tiny_model, lora, tmp_path):
     )
     assert after(words, "--lora-modules") == f"tone={output}/adapters/tone" and after(words, "--max-lora-rank") == "8"
     assert (output / "adapters/tone/adapter_config.json").is_file() and "--enable-lora" in words
-    words = started(output / "start.sh", "vllm", tmp_path, PORT="9000", HOST="0.0.0.0", MAX_LENGTH="64", DTYPE="auto")
+    words = read_start_command(
+        output / "start.sh", "vllm", tmp_path, PORT="9000", HOST="0.0.0.0", MAX_LENGTH="64", DTYPE="auto"
+    )
     assert [after(words, f"--{name}") for name in ("port", "host", "max-model-len", "dtype")] == [
         "9000",
         "0.0.0.0",
@@ -140,7 +142,7 @@ def test_the_printed_fastdeploy_command_starts(tiny_model, tmp_path):
     export(ExportRequest("fastdeploy", str(tiny_model), output))
     script = output / "start.sh"
     assert "PaddleFormers" in script.read_text()
-    words = started(script, "python", tmp_path, QUEUE_PORT="7000")
+    words = read_start_command(script, "python", tmp_path, QUEUE_PORT="7000")
     assert words[:2] == ["-m", "fastdeploy.entrypoints.openai.api_server"] and after(words, "--model") == str(output)
     ports = [after(words, f"--{name}port") for name in ("", "metrics-", "engine-worker-queue-")]
     assert ports == ["8180", "8181", "7000"] and after(words, "--load-choices") == "default_v1"

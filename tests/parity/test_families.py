@@ -27,8 +27,8 @@ from support.family_checks import (
     WITH_PREFIX,
     all_have_gradients,
     check_generation,
-    scores,
-    shake,
+    compute_logits,
+    randomize_trained,
     with_method,
 )
 
@@ -51,11 +51,11 @@ def test_the_registry_is_correct(name):
     found = find_model_class(config)
     assert found.__name__ == family.architecture
     assert hasattr(paddlenlp.transformers, f"{family.architecture}Pipe") is family.pipeline
-    assert readable_from_hugging_face(found, with_method(name)) is family.hf_weights
+    assert is_readable_from_hugging_face(found, with_method(name)) is family.hf_weights
     assert all(not getattr(family, way) and not reason.endswith(".") for way, reason in family.why_not.items())
 
 
-def readable_from_hugging_face(found, model) -> bool:
+def is_readable_from_hugging_face(found, model) -> bool:
     """Whether PaddleNLP has a Hugging Face name for every parameter."""
     try:
         names = {mapping.target_name for _, mapping in list_hf_names(found, model.config)}
@@ -71,11 +71,11 @@ def readable_from_hugging_face(found, model) -> bool:
 def test_attention_is_causal(name):
     model = with_method(name)
     model.train()
-    before = scores(model, TEXT).numpy()
+    before = compute_logits(model, TEXT).numpy()
     for place in (0, 4, 7):
         changed = np.array(TEXT)
         changed[:, place] += 1
-        after = scores(model, changed).numpy()
+        after = compute_logits(model, changed).numpy()
         assert np.allclose(after[:, :place], before[:, :place], atol=1e-6), "a later token was seen"
         assert (np.abs(after - before).max(axis=-1)[:, place:] > 1e-6).all(), "an earlier token was not seen"
 
@@ -83,12 +83,12 @@ def test_attention_is_causal(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_do_not_depend_on_other_rows_or_on_padding_ids(name):
     model = with_method(name)
-    both = scores(model, [[9, 0, 41, 0, 7], [0, 5, 0, 0, 6]]).numpy()
-    alone = [scores(model, [row]).numpy()[0] for row in ([9, 0, 41, 0, 7], [0, 5, 0, 0, 6])]
+    both = compute_logits(model, [[9, 0, 41, 0, 7], [0, 5, 0, 0, 6]]).numpy()
+    alone = [compute_logits(model, [row]).numpy()[0] for row in ([9, 0, 41, 0, 7], [0, 5, 0, 0, 6])]
     assert np.allclose(both, alone, atol=1e-5)
-    changed = scores(model, [[9, 1, 41, 0, 7], [0, 5, 0, 0, 6]]).numpy()
+    changed = compute_logits(model, [[9, 1, 41, 0, 7], [0, 5, 0, 0, 6]]).numpy()
     assert np.abs(changed - both)[0, 2].max() > 1e-4  # token 0 is an ordinary token
-    scores(model, [[9, 0, 41]])[:, :, 5].sum().backward()
+    compute_logits(model, [[9, 0, 41]])[:, :, 5].sum().backward()
     assert float(model.get_input_embeddings().weight.grad[0].abs().sum()) > 0
 
 
@@ -104,14 +104,14 @@ def test_generation(name):
 
 def test_chatglm_attends_to_its_prompt_bidirectionally():
     model = with_method("chatglm")
-    plain = scores(model, TWO_PART).numpy()
+    plain = compute_logits(model, TWO_PART).numpy()
     changed = np.array(TWO_PART)
     changed[0, 2], changed[1, 1] = 42, 6
-    asked = scores(model, changed).numpy()
+    asked = compute_logits(model, changed).numpy()
     assert np.abs(asked - plain)[0, 0].max() > 1e-6 and np.abs(asked - plain)[1, 0].max() > 1e-6
     changed = np.array(TWO_PART)
     changed[:, 6] += 1  # in the answers
-    answered = scores(model, changed).numpy()
+    answered = compute_logits(model, changed).numpy()
     assert np.allclose(answered[:, :6], plain[:, :6], atol=1e-6)
 
 
@@ -123,13 +123,13 @@ def test_chatglm_masks_and_positions_equal_paddlenlp():
     mask[:, :4] = 1
     positions = model.get_position_ids(row, mask_positions=[3], use_gmasks=[True])
     theirs = type(model).forward(model, row, positions, paddle.to_tensor(mask[None, None]))[0]
-    assert np.allclose(scores(model, row).numpy(), theirs.numpy(), atol=1e-6)
+    assert np.allclose(compute_logits(model, row).numpy(), theirs.numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize("method", [None, PTuning(3, "mlp"), Prefix(3)], ids=["full", "p_tuning", "prefix"])
 def test_chatglm_answers_prompts_in_its_own_format(method):
     model = with_method("chatglm", method)
-    shake(model, keep="" if method else "weight")
+    randomize_trained(model, keep="" if method else "weight")
     check_generation(model, [[9, 30, 41, 1, 2], [400, 5, 1, 2], [7, 1, 2, 50]])
 
 

@@ -78,13 +78,13 @@ def each_beside(x, *rest):
     return [beside(x, rest[i], rest[3 + i], rest[6 + i]) for i in range(3)]
 
 
-def turned(q, k):
+def transposed(q, k):
     cos, sin = (paddle.to_tensor(random(6, 8, seed=seed)).astype(q.dtype).unsqueeze(1) for seed in (3, 4))
     halves = [paddle.concat([-t[..., 4:], t[..., :4]], axis=-1) for t in (q, k)]
     return [t * cos + half * sin for t, half in zip((q, k), halves, strict=True)]
 
 
-def fused_turned(q, k):
+def fused_transposed(q, k):
     cos, sin = (paddle.to_tensor(random(6, 8, seed=seed).astype("float32")) for seed in (3, 4))
     return list(rotary.fused_rotary(q, k, cos, sin, None))
 
@@ -131,7 +131,7 @@ OURS = {
     ),
     "fused_ln": Operator(lambda x, s, b: norm_ops.fused_ln(x, s, b, EPSILON)[0], (X, SCALE, BIAS), layer_norm),
     "fused_swiglu": Operator(swiglu.fused_swiglu, (X, random(2, 5, 16, seed=1)), lambda x, y: F.silu(x) * y),
-    "fused_rotary": Operator(fused_turned, HEADS[:2], turned),
+    "fused_rotary": Operator(fused_transposed, HEADS[:2], transposed),
     "fused_attention": Operator(attention.fused_attention, HEADS, attend),
     "fused_lora_linear": Operator(
         lambda x, w, a, b: lora_linear.fused_lora_linear(x, w, a, b, 2.0), (X, SQUARE[0], LOW[0], LOW[3]), beside, (1,)
@@ -176,7 +176,7 @@ def as_list(outputs) -> list:
     return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
 
 
-def true_slopes(operator: Operator, weights: list[np.ndarray]) -> list[float]:
+def compute_slopes(operator: Operator, weights: list[np.ndarray]) -> list[float]:
     """Slopes of sum(weights * outputs) along a random direction of each input, by finite differences in float64."""
     run, size, found = operator.reference or operator.run, 1e-6, []
     for i in range(len(operator.inputs)):
@@ -201,7 +201,7 @@ def check_operator(operator: Operator) -> None:
             for each in as_list((operator.reference or operator.run)(*map(paddle.to_tensor, operator.inputs)))
         ]
     weights = [random(*shape, seed=9) for shape in shapes]
-    slopes = true_slopes(operator, weights)
+    slopes = compute_slopes(operator, weights)
     for frozen in combinations(operator):
         tensors = [
             paddle.to_tensor(values.astype("float32"), stop_gradient=stop)

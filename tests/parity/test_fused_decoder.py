@@ -38,7 +38,7 @@ VARIANTS = {
 }
 
 
-def difference(variant: str) -> float:
+def compute_difference(variant: str) -> float:
     """Largest difference over all logits of three texts, read in parts, relative to the largest logit."""
     family, changes = VARIANTS[variant]
     model = family_model(family, **changes)
@@ -68,14 +68,14 @@ def difference(variant: str) -> float:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_equal_the_model(variant):
-    assert difference(variant) < 5e-5
+    assert compute_difference(variant) < 5e-5
 
 
 @pytest.mark.parametrize("isa", ["plain", "avx2"])
 def test_lower_instruction_sets(isa):
     code = (
         "from oarlock.environment.paddle_import import import_paddle; import_paddle(1); import test_fused_decoder as t; "
-        "print(max(t.difference(v) for v in ('llama', 'gemma, approximate')))"
+        "print(max(t.compute_difference(v) for v in ('llama', 'gemma, approximate')))"
     )
     here = Path(__file__).resolve().parent
     paths = os.pathsep.join([str(here), str(here.parent), str(here.parents[1] / "llm")])

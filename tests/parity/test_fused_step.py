@@ -7,7 +7,7 @@ import paddle
 import paddlenlp.transformers
 import pytest
 
-from helpers import ordinary
+from helpers import make_norms_and_biases_nontrivial
 from oarlock.ops import install, library
 from oarlock.ops.linear_cross_entropy import DeferredLogits
 from oarlock.peft.lora import LoRA
@@ -32,14 +32,14 @@ FAMILIES = {
 }
 
 
-def losses(family, lora=(), recompute=False, fuse=False):
+def train_four_steps(family, lora=(), recompute=False, fuse=False):
     """Losses of four steps, each on another padded batch, and the last output of the model's head."""
     more = {"fuse_attention_qkv": True, "fuse_attention_ffn": True} if fuse else {}
     config = getattr(paddlenlp.transformers, f"{family}Config")(
         **SIZES, **FAMILIES[family], **more, recompute=recompute
     )
     paddle.seed(5)
-    model = ordinary(getattr(paddlenlp.transformers, f"{family}ForCausalLM")(config))
+    model = make_norms_and_biases_nontrivial(getattr(paddlenlp.transformers, f"{family}ForCausalLM")(config))
     if lora:
         method = LoRA(r=4, alpha=8.0, targets=lora)
         method.attach(model)
@@ -80,10 +80,10 @@ def losses(family, lora=(), recompute=False, fuse=False):
 )
 def test_losses_do_not_change(family, settings):
     install.use(False)
-    plain, scores = losses(family, **settings)
+    plain, scores = train_four_steps(family, **settings)
     assert isinstance(scores, paddle.Tensor) and len({round(value, 4) for value in plain}) == 4
     install.use(True)
-    fused, held = losses(family, **settings)
+    fused, held = train_four_steps(family, **settings)
     np.testing.assert_allclose(fused, plain, rtol=1e-5)
     assert isinstance(held, DeferredLogits) == (family in ("Llama", "Qwen2"))
 

@@ -23,7 +23,7 @@ ROWS = [[5, 9, 30], [7], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50], [3, 300, 
 OPEN, ANSWER = 1, 2  # see families.py
 
 
-def stirred(family: str):
+def make_sensitive_model(family: str):
     """A model whose answers depend on the whole prompt.
 
     (Fresh layers are so weak compared with the embeddings that tied models repeat their last token whatever precedes it.)
@@ -40,7 +40,7 @@ def stirred(family: str):
     return model
 
 
-def next_ids(model, rows: list[list[int]]) -> list[int]:
+def predict_next_ids(model, rows: list[list[int]]) -> list[int]:
     """The most likely ids from a full forward pass without a cache."""
     ids, lengths = pad_right(rows, 0)
     with paddle.no_grad():
@@ -51,12 +51,12 @@ def next_ids(model, rows: list[list[int]]) -> list[int]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batched_answers_equal_single_answers(family):
-    model = stirred(family)
+    model = make_sensitive_model(family)
     rows = [[*row, OPEN, ANSWER, row[0]] for row in ROWS]
     together = generate_ids(model, TOKENIZER, rows, 8)
     assert together == [generate_ids(model, TOKENIZER, [row], 8)[0] for row in rows]
     # ... which equal the forward of training, token by token
-    assert together == generate_without_cache(partial(next_ids, model), rows, (0,), 8)
+    assert together == generate_without_cache(partial(predict_next_ids, model), rows, (0,), 8)
     assert len({tuple(row) for row in together}) == 4 and max(len(set(row)) for row in together) > 2
     without_first = generate_ids(model, TOKENIZER, [row[1:] for row in rows], 8)
     assert together != without_first, "the first tokens have no say"
@@ -65,7 +65,7 @@ def test_batched_answers_equal_single_answers(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_token_attends_to_later_tokens(family):
     """In the training forward: changing the last token leaves all earlier logits unchanged."""
-    model = stirred(family)
+    model = make_sensitive_model(family)
     ids = np.array([[5, 9, OPEN, ANSWER, 30, 40], [7, OPEN, ANSWER, 8, 6, 5]])
     other = ids.copy()
     other[:, -1] = 77

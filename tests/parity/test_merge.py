@@ -24,7 +24,7 @@ from oarlock.models.proof import TOLERANCES
 from oarlock.peft.lora import LoRA
 from oarlock.peft.method import restore_method
 from oarlock.peft.quantization import Quantization
-from support.merge_models import scores, whole_model
+from support.merge_models import compute_logits, whole_model
 
 
 def tuned_model(base: Path, adapter: Path):
@@ -64,7 +64,7 @@ def test_merged_weights_and_logits(bases, tmp_path, name):
         a, b = (low_rank[f"{layer}.lora_{letter}"].astype(np.float64) for letter in "AB")
         expected = weight.astype(np.float64) + 6.0 / 4 * a @ b
         assert np.abs(merged - expected).max() < (2.0**-8 * np.abs(expected).max() if half else 1e-6), key
-    assert close(scores(whole_model(tmp_path / "merged")), scores(tuned_model(base, adapter))) < (
+    assert close(compute_logits(whole_model(tmp_path / "merged")), compute_logits(tuned_model(base, adapter))) < (
         0.03 if half else 1e-5
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "merged"]
@@ -118,9 +118,9 @@ def test_tokenizer_and_generation_settings_are_copied(bases, tmp_path):
 
 def test_paddlenlp_reads_our_adapters(bases, adapter):
     theirs = LoRAModel.from_pretrained(whole_model(bases["llama"]), str(adapter))
-    ours = scores(tuned_model(bases["llama"], adapter))
-    assert close(scores(theirs), ours) < 1e-6
-    assert close(scores(whole_model(bases["llama"])), ours) > 0.1
+    ours = compute_logits(tuned_model(bases["llama"], adapter))
+    assert close(compute_logits(theirs), ours) < 1e-6
+    assert close(compute_logits(whole_model(bases["llama"])), ours) > 0.1
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2-hf"])
@@ -131,12 +131,12 @@ def test_qlora_is_merged_with_the_dequantized_base(bases, tmp_path, capsys, monk
     adapter = make_adapter(bases[name], tmp_path / "adapter", LoRA(4, 6.0), method_saved=LoRA(4, 6.0, quantization=how))
     proof = merge(bases[name], AdapterMix.open([adapter]), tmp_path / "merged", MergeOptions("float32"))
     assert proof.difference < 1e-5
-    merged = scores(whole_model(tmp_path / "merged"))
-    assert close(merged, scores(tuned_model(bases[name], adapter))) < 1e-5
+    merged = compute_logits(whole_model(tmp_path / "merged"))
+    assert close(merged, compute_logits(tuned_model(bases[name], adapter))) < 1e-5
     content = json.loads((adapter / "adapter.json").read_text())
     content["settings"]["quantization"] = None
     (adapter / "adapter.json").write_text(json.dumps(content))
-    assert close(merged, scores(tuned_model(bases[name], adapter))) > 0.01
+    assert close(merged, compute_logits(tuned_model(bases[name], adapter))) > 0.01
     assert "the weights of training, quantized to nf4 in blocks of 16" in capsys.readouterr().out
     quantised = make_adapter(bases["llama"], tmp_path / "4-bit", LoRA(4, 6.0), LoRA(4, 6.0, quantization=how))
     with pytest.raises(ModelError, match="differently quantized"):

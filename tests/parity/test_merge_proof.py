@@ -15,7 +15,7 @@ from oarlock.merge.merge import merge
 from oarlock.model_config.load import find_model_class
 from oarlock.models import layer_offload
 from oarlock.models.layer_offload import make_empty_model
-from support.merge_models import IDS, scores, whole_model
+from support.merge_models import IDS, compute_logits, whole_model
 
 # verification
 
@@ -32,7 +32,7 @@ def test_layer_by_layer_logits_equal_the_full_model(bases):
         return arrays[name]
 
     found = layer_offload.stream_logits(model, read, set(arrays), IDS)
-    assert np.array_equal(found, scores(whole_model(bases["llama"])))
+    assert np.array_equal(found, compute_logits(whole_model(bases["llama"])))
     assert most == 1  # the layer being read
     assert not any(parameter._is_initialized() for parameter in model.parameters())
 

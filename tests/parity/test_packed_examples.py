@@ -11,7 +11,7 @@ import paddle
 import paddlenlp.transformers
 import pytest
 
-from helpers import flags, rows
+from helpers import make_flags, read_rows
 from oarlock.config import FinetuneConfig, LoadedConfig, load_config
 from oarlock.config.finetune import FinetuneDataSection
 from oarlock.data.examples.collate import Arrays, FinetuneCollator, PackCollator
@@ -50,7 +50,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def made_up_examples(count: int = 12) -> list[Example]:
+def make_examples(count: int = 12) -> list[Example]:
     random = np.random.RandomState(3)
     found = []
     for _ in range(count):
@@ -62,7 +62,7 @@ def made_up_examples(count: int = 12) -> list[Example]:
 
 
 BLOCK = 16
-EXAMPLES = made_up_examples()
+EXAMPLES = make_examples()
 PACKED = PackedDataset(ExampleDataset(EXAMPLES), 30, seed=1)
 
 
@@ -98,7 +98,7 @@ def run(model: Any, arrays: Arrays) -> tuple[np.ndarray, float, dict[str, np.nda
     return logits.numpy(), float(loss), {name: p.grad.numpy() for name, p in model.named_parameters()}
 
 
-def alone(model: Any) -> tuple[dict[int, np.ndarray], float, dict[str, np.ndarray]]:
+def run_alone(model: Any) -> tuple[dict[int, np.ndarray], float, dict[str, np.ndarray]]:
     logits, loss, gradients = run(model, FinetuneCollator(96, 0)(EXAMPLES))
     return {i: logits[i, : len(example.input_ids)] for i, example in enumerate(EXAMPLES)}, loss, gradients
 
@@ -130,7 +130,7 @@ def test_packed_examples_equal_unpacked_ones(model):
     filled = [row[:count] for row, count in zip(arrays[ENDS], arrays["num_tokens"], strict=True)]
     held = [len(set(row[start:stop])) for row in filled for start, stop in packing.split_row(row)]
     assert 2 in held and len(held) > len(PACKED)  # blocks of several examples, and rows of several blocks
-    expected_logits, expected_loss, expected_gradients = alone(model)
+    expected_logits, expected_loss, expected_gradients = run_alone(model)
     logits, loss, gradients = run(model, arrays)
     assert difference(cut_out(logits), expected_logits) <= 1e-5 * max(np.abs(a).max() for a in expected_logits.values())
     assert loss == pytest.approx(expected_loss, rel=1e-6)
@@ -140,7 +140,7 @@ def test_packed_examples_equal_unpacked_ones(model):
 
 def test_the_comparison_detects_leaks_between_examples(model):
     """The same comparison with one fault at a time."""
-    expected = alone(model)[0]
+    expected = run_alone(model)[0]
     arrays = packed_arrays()
     one_late = arrays[ENDS].copy()
     starts = (arrays["position_ids"] == 0).nonzero()
@@ -176,8 +176,8 @@ def tuned(model: Path, data: Path, output: Path, **changes: Any) -> list[dict[st
         "src_length": 32, "tgt_length": 64, "save_steps": 3, "logging_steps": 1, "eval_steps": 3, "report_to": "none",
         "device": "cpu", "disable_tqdm": 1, "log_level": "error", "packing": 1,
     }  # fmt: skip
-    assert finetune(LoadedConfig(load_config(FinetuneConfig, flags(**(options | changes))).config)) == 0
-    return rows(output / "metrics.jsonl")
+    assert finetune(LoadedConfig(load_config(FinetuneConfig, make_flags(**(options | changes))).config)) == 0
+    return read_rows(output / "metrics.jsonl")
 
 
 def numbers(found: list[dict[str, Any]]) -> list[tuple[Any, ...]]:

@@ -98,7 +98,7 @@ def world(tmp_path_factory, parity_python) -> World:
     return World(tmp_path_factory.mktemp("world"), parity_python)
 
 
-def scores(model) -> np.ndarray:
+def compute_logits(model) -> np.ndarray:
     return logits_of(model, IDS)
 
 
@@ -107,15 +107,15 @@ def test_a_peft_adapter_can_be_asked_trained_merged_and_served(world, name, tmp_
     wanted, base, adapter = world.scores[name], world.base(name), world.adapter(name)
     assert np.abs(wanted - world.scores[ADAPTERS[name][0]]).max() > 0.05
     tuned = load_finetuned(str(adapter), str(base))
-    np.testing.assert_allclose(scores(tuned.model), wanted, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(compute_logits(tuned.model), wanted, atol=1e-4, rtol=0)
     source = ModelSource(base, read_config(base), from_weights=True)
     about = open_adapter(adapter).map_to_model(find_model_class(source.config), source.config).settings
     method = LoRA(about["r"], about["alpha"], about["dropout"], tuple(reversed(about["targets"])), about["rslora"])
     again = build_model(source, method=method, adapter=adapter)  # as --adapter_name_or_path does
-    np.testing.assert_allclose(scores(again), wanted, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(compute_logits(again), wanted, atol=1e-4, rtol=0)
     assert merge(base, AdapterMix.open([adapter]), tmp_path / "merged").difference < 1e-4
     merged = build_model(ModelSource(tmp_path / "merged", read_config(tmp_path / "merged"), True))
-    np.testing.assert_allclose(scores(merged), wanted, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(compute_logits(merged), wanted, atol=1e-4, rtol=0)
     served = read_adapters({"a": adapter}, base, read_config(base))["a"]
     plain = {key: value.numpy() for key, value in build_model(source).state_dict().items()}
     together = {key: value.numpy() for key, value in merged.state_dict().items()}
@@ -168,7 +168,7 @@ def test_a_missing_or_different_base_is_refused(world, tmp_path):
         with pytest.raises(ModelError, match=rf"its base is recorded as '{recorded}'.*{why}.*Name it: --base DIR"):
             load_finetuned(str(folder))
     np.testing.assert_allclose(
-        scores(load_finetuned(str(folder), str(world.base("two"))).model), world.scores["two"], atol=1e-4
+        compute_logits(load_finetuned(str(folder), str(world.base("two"))).model), world.scores["two"], atol=1e-4
     )
     with pytest.raises((ModelError, ConfigError), match=r"this opt has no layer"):
         load_finetuned(str(world.adapter("all")), str(world.root / "opt"))

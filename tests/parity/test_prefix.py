@@ -13,7 +13,7 @@ from families import family_model
 IDS = [[9, 30, 41, 100]]
 
 
-def theirs(model) -> PrefixModelForCausalLM:
+def make_paddlenlp_prefix(model) -> PrefixModelForCausalLM:
     """Prefix tuning as PaddleNLP's fine-tuning script makes it."""
     known = get_prefix_tuning_params(model)
     config = PrefixConfig(
@@ -29,9 +29,9 @@ def theirs(model) -> PrefixModelForCausalLM:
 
 def test_paddlenlp_sizes_the_prefix_for_ungrouped_heads():
     ids = paddle.to_tensor(IDS)
-    grouped = theirs(family_model("llama"))  # 4 heads, 2 for keys and values
+    grouped = make_paddlenlp_prefix(family_model("llama"))  # 4 heads, 2 for keys and values
     assert grouped._get_past_key_values(1)[0][0].shape == [1, 3, 4, 8]
     with pytest.raises(ValueError, match="shape"):
         grouped(ids)
-    full = theirs(family_model("llama", num_key_value_heads=4))
+    full = make_paddlenlp_prefix(family_model("llama", num_key_value_heads=4))
     assert full(ids)[0].shape == [1, 4, 512]

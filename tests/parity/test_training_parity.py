@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from helpers import flags, make_tiny_tokenizer, rows
+from helpers import make_flags, make_tiny_tokenizer, read_rows
 from oarlock.config import FinetuneConfig, load_config
 from oarlock.config.shared import ScheduleSection
 from oarlock.data.corpus.order import SampleOrder
@@ -128,7 +128,7 @@ class Peers:
         }  # fmt: skip
         if method == "lora":
             options["adapter_name_or_path"] = self.adapter(name)  # which says rank and layers
-        return flags(**options)
+        return make_flags(**options)
 
     def _their_job(self, run: str) -> dict[str, Any]:
         name, method = run.split("/")
@@ -163,7 +163,7 @@ class Peers:
     def log(self, run: str) -> dict[str, np.ndarray]:
         """loss, learning_rate and grad_norm of our steps."""
         assert self.ours[run]["codes"] == [0], self.ours[run]["said"][-4000:]
-        found = [row for row in rows(self.out(run, "ours") / "metrics.jsonl") if "loss" in row]
+        found = [row for row in read_rows(self.out(run, "ours") / "metrics.jsonl") if "loss" in row]
         return {key: np.asarray([row[key] for row in found]) for key in ("loss", "learning_rate", "grad_norm")}
 
     def weights(self, run: str) -> tuple[Weights, Weights, Weights]:
@@ -191,16 +191,16 @@ def peers(tmp_path_factory, parity_python) -> Peers:
     return Peers(tmp_path_factory.mktemp("peers"), parity_python)
 
 
-def relative(found: Any, wanted: Any) -> float:
+def relative_difference(found: Any, wanted: Any) -> float:
     return float(np.abs(np.asarray(found) / np.asarray(wanted) - 1).max())
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_losses_and_gradient_norms_equal_transformers(peers, run):
     log, theirs = peers.log(run), peers.theirs[run]
-    assert relative(log["loss"], theirs["losses"]) <= 1e-6
+    assert relative_difference(log["loss"], theirs["losses"]) <= 1e-6
     np.testing.assert_allclose(log["learning_rate"], theirs["rates"], rtol=1e-12, atol=0)
-    assert relative(log["grad_norm"], theirs["norms"]) <= 1e-5
+    assert relative_difference(log["grad_norm"], theirs["norms"]) <= 1e-5
     # Guards the test itself: clipping is always active, and the rate rises and falls.
     assert min(theirs["norms"]) > CLIP and len(theirs["losses"]) == STEPS
     assert log["learning_rate"][0] == 0 and 0 < log["learning_rate"][-1] < max(log["learning_rate"]) == RATE
@@ -239,7 +239,7 @@ def test_the_documented_table(peers, capsys):
     with capsys.disabled():
         print("\n| model | method | loss | weights |\n|---|---|---|---|")
         for run in RUNS:
-            loss = relative(peers.log(run)["loss"], peers.theirs[run]["losses"])
+            loss = relative_difference(peers.log(run)["loss"], peers.theirs[run]["losses"])
             name, method = run.split("/")
             print(f"| {name} | {method} | {loss:.0e} | {peers.difference(run):.0e} |")
     text = (Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md").read_text()

@@ -12,7 +12,7 @@ import paddle
 import pytest
 
 from families import FAMILIES, family_config
-from helpers import flags, ordinary
+from helpers import make_flags, make_norms_and_biases_nontrivial
 from oarlock.config import FinetuneConfig, LoadedConfig, load_config
 from oarlock.families.registry import FAMILIES as REGISTRY
 from oarlock.families.registry import HF_CONFIGS
@@ -59,7 +59,7 @@ class Trained:
     """A trainer's model before and after a step with zero gradients, so that only the decay changes it."""
 
     def __init__(self, name: str, folder: Path, method: Any = None, **options: Any) -> None:
-        words = flags(
+        words = make_flags(
             do_train=1, model_name_or_path=folder, dataset_name_or_path=folder, output_dir=folder / "out",
             learning_rate=RATE, weight_decay=DECAY, lr_scheduler_type="constant", warmup_ratio=0, max_steps=1,
             report_to="none", device="cpu", **options,
@@ -67,7 +67,7 @@ class Trained:
         run = start_run(LoadedConfig(load_config(FinetuneConfig, words).config))
         source = ModelSource(folder, config_of(name), from_weights=False)
         connect_ranks(run, source, 32)
-        self.model = ordinary(build_model(source, method=method))
+        self.model = make_norms_and_biases_nontrivial(build_model(source, method=method))
         trainer = make_trainer(
             run, self.model, None, method=method, order=None, template=None, tokenizer=None, flops=None,
             data_fingerprint="",

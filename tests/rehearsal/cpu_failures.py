@@ -178,7 +178,7 @@ def several_machines(rank: int) -> None:
     raise AssertionError("the start must have failed")
 
 
-def addresses_on_two_machines(rank: int) -> dict[str, str]:
+def fake_addresses_on_two_machines(rank: int) -> dict[str, str]:
     """Ranks 0 to 2 on one machine and 3 on another, as each of them would see it: only its own address is one of its
     machine. The other is of a network for documentation."""
     here = "127.0.0.1", "192.0.2.1"
@@ -187,10 +187,10 @@ def addresses_on_two_machines(rank: int) -> dict[str, str]:
     return {"PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints), "PADDLE_CURRENT_ENDPOINT": endpoints[rank]}
 
 
-several_machines.environment = addresses_on_two_machines
+several_machines.environment = fake_addresses_on_two_machines
 
 
-def patient(seconds: float, *scenarios):
+def use_long_timeout(seconds: float, *scenarios):
     """Scenarios with a long timeout."""
     for each in scenarios:
         each.patience_s = seconds
@@ -200,5 +200,5 @@ def patient(seconds: float, *scenarios):
 FAILURES = (
     killed_while_waiting, killed_while_computing, raises, announces, fails_in_backward, different_operations, different_sizes,
     different_splits, different_messages, ends_early, several_machines,
-    *patient(SHORT_S, late, late_in_a_sub_group, late_sender, nobody_receives),
+    *use_long_timeout(SHORT_S, late, late_in_a_sub_group, late_sender, nobody_receives),
 )  # fmt: skip

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 from cpu_ranks import RANKS
-from cpu_tensors import make, reduced, same, tensor_of
+from cpu_tensors import have_same_bits, make, reduce_in_rank_order, tensor_of
 
 
 def check_messages(rank: int, rng) -> None:
@@ -20,7 +20,7 @@ def check_messages(rank: int, rng) -> None:
         dist.send(tensor_of(values[rank], kind), dst=right)  # all send before any receives
         out = tensor_of(np.zeros_like(values[rank]), kind)
         dist.recv(out, src=left)
-        same(out, values[left], kind, f"ring {shape}")
+        have_same_bits(out, values[left], kind, f"ring {shape}")
     # Both directions between all pairs, in random order and sizes; the order within a pair is kept.
     plan = np.random.default_rng(11).integers(1, 200_000, (RANKS, RANKS, 12))
     tasks, received = [], []
@@ -78,10 +78,10 @@ def check_batches(rank: int, rng) -> None:
     out = paddle.zeros([8])
     for part in range(2):
         pp._recv_on_calc_stream(out, world, left, nranks=2, rank_id=part)
-    same(out, values[left], "float32", "parts")
+    have_same_bits(out, values[left], "float32", "parts")
     whole = paddle.to_tensor(np.where(np.arange(8) // 2 == rank, values[0], 0))
     pp.allgather_partial(whole, nranks=RANKS, rank_id=rank, group=world)
-    same(whole, values[0], "float32", "all_gather_partial")
+    have_same_bits(whole, values[0], "float32", "all_gather_partial")
 
 
 def check_too_many_messages(rank: int, rng) -> None:
@@ -162,24 +162,24 @@ def check_direct_calls(rank: int, rng) -> None:
     mine = paddle.to_tensor(values[rank])
     out = paddle.empty([RANKS * 6])
     group.all_gather(mine, out).wait()
-    same(out, values.reshape(-1), "float32", "all_gather(in, out)")
+    have_same_bits(out, values.reshape(-1), "float32", "all_gather(in, out)")
     buffer = paddle.zeros([RANKS * 6])
     part = buffer._slice(rank * 6, rank * 6 + 6)
     paddle.assign(mine, part)
     group.all_gather(part, buffer).synchronize()
-    same(buffer, values.reshape(-1), "float32", "all_gather in place")
+    have_same_bits(buffer, values.reshape(-1), "float32", "all_gather in place")
     total = paddle.to_tensor(values[rank])
     assert group.allreduce(total).is_completed()
-    same(total, reduced(values, "SUM", "float32"), "float32", "allreduce")
+    have_same_bits(total, reduce_in_rank_order(values, "SUM", "float32"), "float32", "allreduce")
     table = rng.standard_normal((RANKS, RANKS, 2), dtype=np.float32)
     out = paddle.empty([RANKS, 2])
     group.alltoall(paddle.to_tensor(table[rank]), out).wait()
-    same(out, table[:, rank], "float32", "alltoall(in, out)")
+    have_same_bits(out, table[:, rank], "float32", "alltoall(in, out)")
     out = paddle.empty([2])
     group.scatter(paddle.to_tensor(table[1]), out, 1).wait()
-    same(out, table[1, rank], "float32", "scatter(in, out, src)")
+    have_same_bits(out, table[1, rank], "float32", "scatter(in, out, src)")
     group._reduce_scatter_base(out, paddle.to_tensor(table[rank]), core.ReduceOp.SUM)
-    same(out, reduced(table, "SUM", "float32")[rank], "float32", "_reduce_scatter_base")
+    have_same_bits(out, reduce_in_rank_order(table, "SUM", "float32")[rank], "float32", "_reduce_scatter_base")
     group.barrier()
     dist.collective.shutdown_process_group()
     dist.collective.restart_process_group()

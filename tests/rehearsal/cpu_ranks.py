@@ -65,7 +65,7 @@ def driver() -> Iterator[Driver]:
     assert not {name for name in new if "oarlock" in name and not name.startswith(("oarlock-serve-", "oarlock-test-"))}
 
 
-def errors(result: dict) -> list[str]:
+def read_errors(result: dict) -> list[str]:
     """The error lines of all ranks on stderr, as users see them."""
     return [
         line
@@ -78,7 +78,7 @@ def errors(result: dict) -> list[str]:
 # The program.
 
 
-def drive() -> None:
+def run_scenarios() -> None:
     """Read scenarios, run each, and write its result."""
     from oarlock.environment.paddle_import import import_paddle
 
@@ -123,13 +123,13 @@ def run_ranks(scenario) -> dict:
     return {
         "codes": [codes.get(rank) for rank in range(RANKS)],
         "left": left,
-        "memory_left": users_of_memory(),
+        "memory_left": find_memory_users(),
         "stdout": texts[0],
         "stderr": texts[1],
     }
 
 
-def users_of_memory() -> list[str]:
+def find_memory_users() -> list[str]:
     """Our processes that still hold rank memory (this program itself never does)."""
     found = []
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
@@ -192,4 +192,4 @@ def show(kind, error, trace) -> None:
 
 
 if __name__ == "__main__":
-    drive()
+    run_scenarios()

@@ -36,7 +36,7 @@ def tensor_of(values: np.ndarray, kind: str):
     return tensor.astype(kind) if kind == "bfloat16" else tensor
 
 
-def same(tensor, expected: np.ndarray, kind: str, what: str) -> None:
+def have_same_bits(tensor, expected: np.ndarray, kind: str, what: str) -> None:
     """Whether the bits are equal (bfloat16 is widened, which is exact)."""
     import paddle
 
@@ -45,7 +45,7 @@ def same(tensor, expected: np.ndarray, kind: str, what: str) -> None:
     assert found.tobytes() == expected.tobytes(), (what, kind, found, expected)
 
 
-def reduced(values: np.ndarray, operation: str, kind: str) -> np.ndarray:
+def reduce_in_rank_order(values: np.ndarray, operation: str, kind: str) -> np.ndarray:
     """Reduce in rank order; half types in float32 with a single rounding by Paddle."""
     combine = {"MAX": np.maximum, "MIN": np.minimum, "PROD": np.multiply}.get(operation, np.add)
     parts = values.astype(np.float32) if kind in ("float16", "bfloat16") else values

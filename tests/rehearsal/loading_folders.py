@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 
-def whole_shapes(config) -> dict[str, tuple[int, ...]]:
+def list_full_shapes(config) -> dict[str, tuple[int, ...]]:
     """Parameter shapes of the model on one device."""
     from paddlenlp.transformers import LlamaForCausalLM
 
@@ -33,7 +33,7 @@ def write(folder: Path, config, form: str = "paddle", leave_out: str = "", **oth
     from oarlock.environment.ranks import is_first_rank
 
     if is_first_rank():
-        shapes = {name: shape for name, shape in whole_shapes(config).items() if name != leave_out}
+        shapes = {name: shape for name, shape in list_full_shapes(config).items() if name != leave_out}
         arrays = {name: values(name, shape) for name, shape in shapes.items()}
         write_arrays(folder, arrays | {n: values(n, s) for n, s in other_shapes.items()}, form)
     barrier()

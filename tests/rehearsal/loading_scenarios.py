@@ -184,7 +184,7 @@ def do_pickle_not_allowed(folder: Path, plan: str) -> None:
     expect_failure(lambda: build(folder, config, plan), "add --allow_pickle_weights")
 
 
-def break_at(position: int, readers: tuple[int, ...] = (0,)):
+def make_unreadable_at(position: int, readers: tuple[int, ...] = (0,)):
     """Make the tensor at a position unreadable after the check."""
     from unittest import mock
 
@@ -205,7 +205,7 @@ def break_at(position: int, readers: tuple[int, ...] = (0,)):
 def do_broken_on_the_way(folder: Path, plan: str, position: int = 7) -> None:
     config = configuration(plan)
     write(folder, config)
-    with break_at(position):
+    with make_unreadable_at(position):
         expect_failure(lambda: build(folder, config, plan), "the disk is gone")
     check(build(folder, config, plan), values)  # nothing is left in the groups
 
@@ -217,5 +217,5 @@ def do_broken_at_the_end(folder: Path, plan: str) -> None:
 def do_one_of_two_nodes_broken(folder: Path, plan: str) -> None:
     config = configuration(plan)
     write(folder, config)
-    with two_nodes(), break_at(14, readers=(2,)):  # a tensor of the last stage
+    with two_nodes(), make_unreadable_at(14, readers=(2,)):  # a tensor of the last stage
         expect_failure(lambda: build(folder, config, plan), "the disk is gone", first=2)

@@ -74,7 +74,7 @@ def main(folder: Path) -> int:
 
     set_paddlenlp_log_level("error")
     with group_sharding._patch_fleet_for("gpu"):
-        outcomes = {"lends": who_is_lent_a_cpu(setup), "imported": imported()}
+        outcomes = {"lends": which_ranks_get_cpu_patches(setup), "imported": imported()}
     from oarlock.compat.patches import PATCHES
     from oarlock.cpu_ranks import fleet_patches
     from oarlock.cpu_ranks.fork_launch import launch
@@ -99,7 +99,7 @@ def imported() -> list[str]:
     return [name for name in names if f"oarlock.cpu_ranks.{name}" in sys.modules]
 
 
-def who_is_lent_a_cpu(setup) -> dict[str, bool]:
+def which_ranks_get_cpu_patches(setup) -> dict[str, bool]:
     """Device and number of ranks -> whether the start of a run installs the patches for CPUs."""
     found = {}
     for device in ("cpu", "gpu"):

@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "llm"))
 
-from helpers import ordinary_folder
+from helpers import make_folder_nontrivial
 from oarlock.config.finetune import FinetuneConfig
 from oarlock.config.load import load_config
 from oarlock.config.pretrain import PretrainConfig
@@ -62,7 +62,7 @@ def make_ordinary_model(content: dict[str, Any], folder: Path) -> int:
     from oarlock.train.rehearsal.rehearse import make_model
 
     code = make_model(content, folder)
-    ordinary_folder(folder)
+    make_folder_nontrivial(folder)
     return code
 
 

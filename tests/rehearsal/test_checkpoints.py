@@ -15,7 +15,7 @@ import pytest
 from disturbed_saves import RUNS
 from safetensors.numpy import load_file
 
-from helpers import rows
+from helpers import read_rows
 from oarlock.cli.main import main as oarlock
 from oarlock.data.corpus.build_corpus import BuildOptions, build_corpus
 from oarlock.train.checkpoint.manifest import list_checkpoints, read_manifest, verify
@@ -91,7 +91,7 @@ def test_every_rank_writes_its_own_shards(runs, name):
             ranges = [piece.range for name in model for _, piece in pieces.where[f"{kind}/{name}"]]
             assert sum(stop - start for start, stop in ranges) == sum(array.size for array in model.values())
     assert max(sizes) < 1.5 * sum(sizes) / ranks
-    for save in rows(runs / name / "sent-0.jsonl"):
+    for save in read_rows(runs / name / "sent-0.jsonl"):
         assert 0 < save["bytes"] < 0.1 * sum(sizes), save
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from ports import PortWatch
 
-from helpers import ROOT, rows
+from helpers import ROOT, read_rows
 
 FLAGS = {
     "max_steps": 14, "max_seq_length": 32, "logging_steps": 1, "save_steps": 4, "learning_rate": 1e-3, "eval_steps": 100,
@@ -54,11 +54,11 @@ def finish(*processes: subprocess.Popen[str]) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def losses(folder: Path) -> dict[int, float]:
-    return {row["step"]: row["loss"] for row in rows(folder / "metrics.jsonl") if "loss" in row}
+def read_losses(folder: Path) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in read_rows(folder / "metrics.jsonl") if "loss" in row}
 
 
-def ranks_of(folder: Path) -> list[int]:
+def find_ranks(folder: Path) -> list[int]:
     """Process ids of the trainers that write into a folder, in rank order."""
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
@@ -81,10 +81,10 @@ def test_a_restarted_rank_continues_with_the_same_losses(tmp_path, tiny_model, c
     while not list((tmp_path / "killed").glob("checkpoint-*/manifest.json")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
-    os.kill(ranks_of(tmp_path / "killed")[-1], signal.SIGKILL)
+    os.kill(find_ranks(tmp_path / "killed")[-1], signal.SIGKILL)
     finish(process)
-    expected = losses(tmp_path / "whole")
-    assert len(expected) == 14 and losses(tmp_path / "killed") == expected
+    expected = read_losses(tmp_path / "whole")
+    assert len(expected) == 14 and read_losses(tmp_path / "killed") == expected
 
 
 @pytest.mark.parametrize("flags", [{"sharding": "", "tensor_parallel_degree": 2}], ids=["tensor"])
@@ -100,7 +100,7 @@ def test_two_launchers_act_as_two_nodes(tmp_path, tiny_model, corpus, flags):
     finish(*nodes)
     one = {"sharding": "", "max_steps": 5, "tensor_parallel_degree": 1}
     finish(start(tmp_path, "one", tiny_model, corpus, one, GPUS=1))
-    found, expected = losses(tmp_path / "nodes"), losses(tmp_path / "one")
+    found, expected = read_losses(tmp_path / "nodes"), read_losses(tmp_path / "one")
     assert len(expected) == 5
     for step, loss in expected.items():
         assert found[step] == pytest.approx(loss, rel=1e-5)

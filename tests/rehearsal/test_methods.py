@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from plan_runs import run_groups
-from test_plans import BATCH, MODELS, PP, TP, plan, until
+from test_plans import BATCH, MODELS, PP, TP, plan, wait_until
 
 LORA = {"lora": 1, "r": 4, "lora_plus_scale": 4}
 QLORA = {"qlora": 1, "r": 4, "rslora": 1}
@@ -28,7 +28,7 @@ STAGED = [
     plan(4, 2, micro=1, sharding="stage2", **{PP: 2}),
 ]
 # Each adapter continues under another plan where the previous one stopped.
-CHAIN = [until(3, plan(4, **{TP: 2, PP: 2})), until(6, plan(2, 2, sharding="stage3")), plan(1)]
+CHAIN = [wait_until(3, plan(4, **{TP: 2, PP: 2})), wait_until(6, plan(2, 2, sharding="stage3")), plan(1)]
 STEPS = 4
 
 GROUPS: list[dict[str, Any]] = [

@@ -62,21 +62,29 @@ INTERLEAVED = [
 ]
 
 
-def until(step: int, chosen: dict[str, Any]) -> dict[str, Any]:
+def wait_until(step: int, chosen: dict[str, Any]) -> dict[str, Any]:
     return chosen | {"stop_after": step}
 
 
 # Each continues where the previous one stopped, and at least 5 steps are compared after every change of plan.
 CHAINS = [
     [
-        until(5, plan(1)),
-        until(10, plan(8, 2, micro=1, sharding="stage2", **{TP: 2, PP: 2})),
-        until(15, plan(2, 2)),
+        wait_until(5, plan(1)),
+        wait_until(10, plan(8, 2, micro=1, sharding="stage2", **{TP: 2, PP: 2})),
+        wait_until(15, plan(2, 2)),
         plan(2, 2, sharding="stage3"),
     ],
-    [until(5, plan(4, 4, sharding="stage3")), until(10, plan(2, **{TP: 2})), plan(1)],
-    [until(5, plan(4, 2, sharding="stage1", **{TP: 2})), until(10, plan(4, 4, sharding="stage2")), plan(2, **{PP: 2})],
-    [until(5, plan(2, **{PP: 2})), until(10, plan(4, 2, sharding="stage3", **{TP: 2})), plan(4, 2, **{TP: 2})],
+    [wait_until(5, plan(4, 4, sharding="stage3")), wait_until(10, plan(2, **{TP: 2})), plan(1)],
+    [
+        wait_until(5, plan(4, 2, sharding="stage1", **{TP: 2})),
+        wait_until(10, plan(4, 4, sharding="stage2")),
+        plan(2, **{PP: 2}),
+    ],
+    [
+        wait_until(5, plan(2, **{PP: 2})),
+        wait_until(10, plan(4, 2, sharding="stage3", **{TP: 2})),
+        plan(4, 2, **{TP: 2}),
+    ],
 ]
 RESUMED_STEPS = 20
 # Packs of about four examples; tests/parity/test_packed_examples.py compares them with unpacked ones.
@@ -86,7 +94,7 @@ PACKED_PLANS = [
     plan(2, 2, sharding="stage2"),
     plan(4, **{TP: 2, PP: 2}),
     plan(4, **{TP: 2, PP: 2, "sequence_parallel": 1, "recompute": 1}),
-    [until(5, plan(2, **{PP: 2})), plan(2, 2, micro=4, sharding="stage3")],
+    [wait_until(5, plan(2, **{PP: 2})), plan(2, 2, micro=4, sharding="stage3")],
 ]
 
 

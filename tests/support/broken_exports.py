@@ -20,8 +20,8 @@ from support.broken_tokenizers import (
 from support.small_exports import (
     INDEX,
     change,
+    list_shards,
     rewrite,
-    shards_of,
     some_shard,
     write_shards,
 )
@@ -176,7 +176,7 @@ def wrong_width(folder, choose):
 
 
 def wrong_format(folder, choose):
-    write_shards(folder, shards_of(folder), choose(["np", None, "tf"]))
+    write_shards(folder, list_shards(folder), choose(["np", None, "tf"]))
     return "format"
 
 
@@ -208,7 +208,7 @@ def few_bytes_of_another_type(folder, choose):
             if values.ndim > 1:
                 shard[name] = values.astype(choose([ml_dtypes.bfloat16, np.float16]))
 
-    shards = shards_of(folder)
+    shards = list_shards(folder)
     for shard in shards:
         edit(shard)
     write_shards(folder, shards, "pt")

@@ -124,7 +124,7 @@ def make_pieces(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "add_bos_token": true}')
 
 
-def stirred(name: str):
+def make_sensitive(name: str):
     """A model whose logits depend on the whole input."""
     family, changes = OURS[name]
     model = family_model(family, **changes)
@@ -137,7 +137,7 @@ def stirred(name: str):
     return model
 
 
-def scores(model) -> np.ndarray:
+def compute_logits(model) -> np.ndarray:
     return logits_of(model, IDS)
 
 
@@ -173,7 +173,7 @@ class World:
         self.proofs: dict[str, Any] = {}
         about = {"ids": IDS.tolist(), "generate": PROMPT}
         for name, (family, _) in OURS.items():
-            model, folder = stirred(name), root / "ours" / name
+            model, folder = make_sensitive(name), root / "ours" / name
             model.save_pretrained(
                 str(folder), safe_serialization=True, max_shard_size="100KB" if "fused" in name else "5GB"
             )
@@ -181,7 +181,7 @@ class World:
                 make_pieces(folder)
             else:
                 make_tokenizer(folder, family)
-            self.scores[name], self.answers[name] = scores(model), answer(model)
+            self.scores[name], self.answers[name] = compute_logits(model), answer(model)
             shards = 30_000 if name == "llama" else 10**9
             self.proofs[name] = convert(folder, root / "hf" / name, "hf", ConvertOptions(shard_bytes=shards)).proof
             jobs.append(

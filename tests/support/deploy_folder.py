@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 
 
-def fake(folder: Path, name: str) -> Path:
+def make_program(folder: Path, name: str) -> Path:
     """Write a program that prints its arguments, one per line."""
     path = folder / name
     path.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')

@@ -8,7 +8,7 @@ import time
 
 from starlette.responses import JSONResponse
 
-from front_ports import GUARD_S, content, head, speak, status
+from front_ports import GUARD_S, exchange_bytes, make_head, read_content, read_status
 
 BODY = b'{"a": 1}'
 
@@ -36,10 +36,10 @@ def error(status, message, headers):
 
 def ask(port, path="/x", body=BODY, **headers):
     """Send a POST with a JSON body and return (status, content)."""
-    answer = speak(
-        port, head(path, **{"Content_Type": "application/json", "Content_Length": len(body), **headers}) + body
+    answer = exchange_bytes(
+        port, make_head(path, **{"Content_Type": "application/json", "Content_Length": len(body), **headers}) + body
     )
-    return status(answer), content(answer)
+    return read_status(answer), read_content(answer)
 
 
 def wait_until(is_so):

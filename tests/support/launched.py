@@ -23,17 +23,17 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.01)
 
 
-def starts(folder: Path) -> list[list[str]]:
+def read_starts(folder: Path) -> list[list[str]]:
     """The arguments of each start of small_launcher.py."""
     return [json.loads(line) for line in (folder / "starts").read_text().splitlines()]
 
 
-def names(folder: Path, pattern: str) -> list[str]:
+def list_names(folder: Path, pattern: str) -> list[str]:
     """Names of the matching files, sorted."""
     return sorted(path.name for path in folder.glob(pattern))
 
 
-def left_behind(folder: Path) -> list[psutil.Process]:
+def find_leftover_processes(folder: Path) -> list[psutil.Process]:
     """Processes that still run and have this folder among their arguments."""
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):

@@ -46,7 +46,7 @@ def open_app() -> Iterator[TestClient]:
         yield client
 
 
-def chat(api, **fields):
+def ask_chat(api, **fields):
     """Return the tensors that the model got, or the error of a refused request."""
     return post(api, "/v1/chat/completions", {"model": "oarlock", "messages": HI, **fields})
 

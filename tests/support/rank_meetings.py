@@ -56,7 +56,7 @@ def connect(point: MeetingPoint) -> socket.socket:
     return point.connect(time.monotonic() + 60)
 
 
-def proven(point: MeetingPoint, rank: int, world_size: int) -> Channel:
+def send_proof(point: MeetingPoint, rank: int, world_size: int) -> Channel:
     channel = Channel(connect(point), point.key, is_first=False)
     channel.socket.settimeout(60)
     channel.send(Frame(FrameKind.HELLO, rank, world_size))
@@ -64,8 +64,8 @@ def proven(point: MeetingPoint, rank: int, world_size: int) -> Channel:
     return channel
 
 
-def admitted(point: MeetingPoint, rank: int, world_size: int) -> Channel:
+def admit_member(point: MeetingPoint, rank: int, world_size: int) -> Channel:
     """A member whose memory rank 0 has, or will have before it handles later messages."""
-    channel = proven(point, rank, world_size)
+    channel = send_proof(point, rank, world_size)
     channel.send(Frame(FrameKind.PROOF, rank, world_size), MemoryFile.create().descriptor)
     return channel

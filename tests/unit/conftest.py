@@ -68,14 +68,14 @@ def echo():
 @pytest.fixture(scope="module")
 def port(echo):
     """A port of `echo` behind the guard: bodies of up to 10,000 bytes, four requests of a client."""
-    from front_ports import GUARD_S, configure, running
+    from front_ports import GUARD_S, configure, serve_app
     from oarlock.serve.front.admission import Admission
     from oarlock.serve.front.http.server import guard_app
     from oarlock.serve.front.keys import Keys
     from support.guarded_echo import error
 
     options = configure(max_body=10_000, body_seconds=GUARD_S)
-    with running(guard_app(echo, options, Keys(), Admission(8, 4), error, open_paths=("/probe",)), options) as port:
+    with serve_app(guard_app(echo, options, Keys(), Admission(8, 4), error, open_paths=("/probe",)), options) as port:
         yield port
 
 

@@ -17,7 +17,7 @@ from oarlock.cpu_ranks.meeting_point import MeetingPoint, connected_pairs
 from oarlock.cpu_ranks.shared_memory import MemoryFile
 from oarlock.environment.processes import process_start_time
 from oarlock.errors import EnvironmentProblem, StoppedWithOthers
-from support.rank_meetings import SharedCollectives, admitted, connect, proven
+from support.rank_meetings import SharedCollectives, admit_member, connect, send_proof
 
 
 @pytest.fixture
@@ -61,18 +61,18 @@ def test_a_forked_rank_that_ends_early_is_named():
 # Strangers.
 
 
-def rubbish(point: MeetingPoint) -> list[socket.socket]:
+def send_garbage(point: MeetingPoint) -> list[socket.socket]:
     made = [connect(point) for _ in range(4)]
     for each, data in zip(made, (b"GET / HTTP/1.1\r\n\r\n", b"\0", os.urandom(launch_channel.FRAME_BYTES), b"x" * 60_000), strict=True):  # fmt: skip
         each.send(data)
     return made
 
 
-def silence(point: MeetingPoint) -> list[socket.socket]:
+def send_nothing(point: MeetingPoint) -> list[socket.socket]:
     return [connect(point) for _ in range(3)]
 
 
-def thousands(point: MeetingPoint) -> list[socket.socket]:
+def connect_thousands(point: MeetingPoint) -> list[socket.socket]:
     """More connections than the meeting point accepts at once; some stay, most leave."""
     kept = []
     for i in range(2000):
@@ -87,13 +87,13 @@ def thousands(point: MeetingPoint) -> list[socket.socket]:
     return kept
 
 
-def another_key(point: MeetingPoint) -> list[socket.socket]:
+def use_other_key(point: MeetingPoint) -> list[socket.socket]:
     made = connect(point)
     Channel(made, b"another", is_first=False).send(Frame(FrameKind.HELLO, 1, 2))
     return [made]
 
 
-def a_greeting_heard_elsewhere(point: MeetingPoint) -> list[socket.socket]:
+def replay_greeting(point: MeetingPoint) -> list[socket.socket]:
     """A signed greeting can be replayed; the next message can't."""
     recorded: list[bytes] = []
     first, second = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -107,7 +107,7 @@ def a_greeting_heard_elsewhere(point: MeetingPoint) -> list[socket.socket]:
     return [made, first, second]
 
 
-def many_descriptors(point: MeetingPoint) -> list[socket.socket]:
+def send_many_descriptors(point: MeetingPoint) -> list[socket.socket]:
     made, null = connect(point), os.open("/dev/null", os.O_RDWR)
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("200i", *[null] * 200))]
     made.sendmsg([os.urandom(launch_channel.FRAME_BYTES)], rights)
@@ -116,7 +116,7 @@ def many_descriptors(point: MeetingPoint) -> list[socket.socket]:
 
 
 @pytest.mark.parametrize(
-    "stranger", [rubbish, silence, thousands, another_key, a_greeting_heard_elsewhere, many_descriptors]
+    "stranger", [send_garbage, send_nothing, connect_thousands, use_other_key, replay_greeting, send_many_descriptors]
 )
 def test_strangers_do_not_disturb_the_ranks(point, stranger):
     before = len(os.listdir("/proc/self/fd"))
@@ -171,9 +171,9 @@ def test_a_rank_that_sends_a_file_fails_the_launch_by_name(point, tmp_path):
     victim.write_bytes(b"V" * 100_000)
     meeting = SharedCollectives()
     meeting.come(point, 0, 3)
-    other = admitted(point, 1, 3)
+    other = admit_member(point, 1, 3)
     with victim.open("r+b") as file:
-        channel = proven(point, 2, 3)
+        channel = send_proof(point, 2, 3)
         channel.send(Frame(FrameKind.PROOF, 2, 3), file.fileno())
         meeting.end()
     expected = f"rank 2 (pid {os.getpid()}): the descriptor of a rank's memory is not a memory"
@@ -188,8 +188,8 @@ def test_a_rank_that_sends_a_file_fails_the_launch_by_name(point, tmp_path):
 def test_a_rank_that_leaves_early_fails_the_launch_by_name(point):
     meeting = SharedCollectives()
     meeting.come(point, 0, 4)
-    other = admitted(point, 1, 4)
-    admitted(point, 2, 4).close()
+    other = admit_member(point, 1, 4)
+    admit_member(point, 2, 4).close()
     meeting.end()
     assert str(meeting.problems[0]).startswith(f"rank 2 (pid {os.getpid()}) stopped during the start")
     with pytest.raises(StoppedWithOthers):
@@ -200,9 +200,9 @@ def test_a_rank_that_leaves_early_fails_the_launch_by_name(point):
 def test_a_duplicate_rank_is_rejected(point):
     meeting = SharedCollectives()
     meeting.come(point, 0, 3)
-    first = admitted(point, 1, 3)
+    first = admit_member(point, 1, 3)
     with pytest.raises(launch_channel.ConnectionClosed):
-        proven(point, 1, 3)
+        send_proof(point, 1, 3)
     meeting.come(point, 2, 3)
     for _ in range(2):
         os.close(first.receive(FrameKind.MEMBER)[1])
@@ -216,7 +216,7 @@ def test_a_duplicate_rank_is_rejected(point):
 def test_only_rank_0_names_a_missing_rank(point):
     meeting = SharedCollectives()
     meeting.come(point, 0, 4, wait_s=1.0)
-    other = admitted(point, 2, 4)
+    other = admit_member(point, 2, 4)
     meeting.end()
     assert str(meeting.problems[0]) == "ranks [1, 3] did not start in time"
     with pytest.raises(StoppedWithOthers):
@@ -227,15 +227,15 @@ def test_only_rank_0_names_a_missing_rank(point):
 # Something else in place of rank 0.
 
 
-def hand_a_file(channel: Channel, file: int) -> None:
+def send_file(channel: Channel, file: int) -> None:
     channel.send(Frame(FrameKind.MEMBER, 0, 2, channel.pid, process_start_time(os.getpid())), file)
 
 
-def hand_a_dead_process(channel: Channel, file: int) -> None:
+def send_dead_process(channel: Channel, file: int) -> None:
     channel.send(Frame(FrameKind.MEMBER, 0, 2, channel.pid, 1), MemoryFile.create().descriptor)
 
 
-def hand_another_process(channel: Channel, file: int) -> None:
+def send_other_process(channel: Channel, file: int) -> None:
     channel.send(Frame(FrameKind.MEMBER, 0, 2, 1, process_start_time(1) or 0), MemoryFile.create().descriptor)
 
 
@@ -256,9 +256,9 @@ def end(channel: Channel, file: int) -> None:
 @pytest.mark.parametrize(
     ("act", "words"),
     [
-        (hand_a_file, "is not a memory file"),
-        (hand_a_dead_process, "died during the start"),
-        (hand_another_process, "but reports 1"),
+        (send_file, "is not a memory file"),
+        (send_dead_process, "died during the start"),
+        (send_other_process, "but reports 1"),
         (hand_a_rank_of_a_larger_launch, "rank 0 reports a launch of 6 ranks instead of 2"),
         (go_without_memory, "rank 0 ended before the other ranks could start (a message out of turn)"),
         (end, "rank 0 ended before the other ranks could start (a rank has closed its connection)"),

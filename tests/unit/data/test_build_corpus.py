@@ -19,7 +19,7 @@ from oarlock.data.corpus import text_chunks
 from oarlock.data.corpus.notes import read_corpus_summary
 from oarlock.data.files import byte_streams, text_readers
 from oarlock.errors import DataError
-from support.corpora import TEXTS, build, documents, expected, sequences, write_jsonl
+from support.corpora import TEXTS, build, expected, read_documents, read_sequences, write_jsonl
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "txt-line"])
@@ -42,7 +42,7 @@ def test_all_formats_give_the_same_documents(tmp_path, tiny_tokenizer, kind):
         path = tmp_path / "data.txt"
         path.write_text("\n".join(texts), encoding="utf-8")
     prefix, report = build(tmp_path, tiny_tokenizer, path, txt_document="line")
-    assert documents(prefix) == expected(tiny_tokenizer, texts)
+    assert read_documents(prefix) == expected(tiny_tokenizer, texts)
     assert report.documents == len(texts)
 
 
@@ -54,7 +54,7 @@ def test_a_txt_file_is_one_document_and_a_folder_is_read_in_order(tmp_path, tiny
     (source / "empty.txt").write_text("")
     (source / "ignored.png").write_bytes(b"\x89PNG")
     prefix, _ = build(tmp_path, tiny_tokenizer, source)
-    assert documents(prefix) == expected(tiny_tokenizer, ["one\ntwo\n", "three"])
+    assert read_documents(prefix) == expected(tiny_tokenizer, ["one\ntwo\n", "three"])
 
 
 def test_long_files_are_one_sequence_with_the_ids_of_the_full_text(tmp_path, tiny_tokenizer, monkeypatch):
@@ -64,7 +64,7 @@ def test_long_files_are_one_sequence_with_the_ids_of_the_full_text(tmp_path, tin
     text = "".join(f"line {i} 星期\n" for i in range(50))
     (tmp_path / "long.txt").write_text(text, encoding="utf-8")
     prefix, report = build(tmp_path, tiny_tokenizer, tmp_path / "long.txt")
-    assert sequences(prefix) == expected(tiny_tokenizer, [text])
+    assert read_sequences(prefix) == expected(tiny_tokenizer, [text])
     assert report.documents == 1 and report.unsure_cuts == 0
 
 
@@ -74,7 +74,7 @@ def test_a_text_without_line_ends_is_split_between_characters(tmp_path, tiny_tok
     text = "星期一é" * 60
     (tmp_path / "one.txt").write_text(text, encoding="utf-8")
     prefix, report = build(tmp_path, tiny_tokenizer, tmp_path / "one.txt")
-    assert report.bad_lines == 0 and sequences(prefix) == expected(tiny_tokenizer, [text])
+    assert report.bad_lines == 0 and read_sequences(prefix) == expected(tiny_tokenizer, [text])
 
 
 def test_the_corpus_does_not_depend_on_the_number_of_workers(tmp_path, tiny_tokenizer, monkeypatch):
@@ -101,7 +101,7 @@ def test_skip_bad_counts_bad_lines(tmp_path, tiny_tokenizer):
     path = tmp_path / "bad.jsonl"
     path.write_bytes(BAD.encode() + b'{"text": "\xff"}\n' + b'{"text": ""}\n')
     prefix, report = build(tmp_path, tiny_tokenizer, path, skip_bad=True)
-    assert documents(prefix) == expected(tiny_tokenizer, ["good", "fine"])
+    assert read_documents(prefix) == expected(tiny_tokenizer, ["good", "fine"])
     assert report.bad_lines == 5 and report.empty == 1
     assert [bad.line for bad in report.first_bad] == [2, 3, 4, 5, 7]
     assert read_corpus_summary(prefix)["bad_lines_skipped"] == 5

@@ -18,7 +18,7 @@ from oarlock.data.corpus.dataset import Corpus, PretrainDataset, parse_input, sa
 from oarlock.data.corpus.index_format import CorpusWriter, check_corpus, choose_token_dtype
 from oarlock.data.corpus.notes import read_corpus_summary
 from oarlock.errors import DataError
-from support.corpora import TEXTS, build, documents, sequences, write_jsonl
+from support.corpora import TEXTS, build, read_documents, read_sequences, write_jsonl
 
 # the format
 
@@ -45,7 +45,7 @@ def test_written_corpora_read_back_with_paddlenlp(tmp_path_factory, rows, wide):
         if ends:
             whole, parts = [*whole, parts], []
     check_corpus(prefix)
-    assert sequences(prefix) == whole
+    assert read_sequences(prefix) == whole
     assert read_corpus_summary(prefix)["largest_id"] == max(max(ids) for ids, _ in rows)
 
 
@@ -106,7 +106,7 @@ def test_paddlenlps_own_dataset_reads_our_corpus(tmp_path, tiny_tokenizer):
     """CausalDataset (what PaddleNLP's run_pretrain uses) trains on the same tokens."""
     prefix, _ = build(tmp_path, tiny_tokenizer, write_jsonl(tmp_path / "d.jsonl", TEXTS * 20))
     train, valid, _ = build_train_valid_test_datasets([str(prefix)], "mmap", "90,10,0", [4, 2, 0], 16, 1, True)
-    ours = set(np.concatenate(documents(prefix)).tolist())
+    ours = set(np.concatenate(read_documents(prefix)).tolist())
     assert len(train[0]["text"]) == 17 and set(train[0]["text"].tolist()) <= ours and len(valid) >= 2
 
 

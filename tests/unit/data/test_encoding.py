@@ -82,7 +82,7 @@ def conversation(*texts: str) -> Conversation:
     return Conversation([{"role": r, "content": t} for r, t in zip(roles, texts, strict=False)], "here:1")
 
 
-def trained_text(example: Example, tokenizer) -> str:
+def decode_trained(example: Example, tokenizer) -> str:
     return tokenizer.decode([label for label in example.labels if label != IGNORE_INDEX])
 
 
@@ -91,7 +91,7 @@ def test_only_answers_and_their_end_are_trained(tokenizer):
     example = encode_conversation(
         conversation("water", "fire", "sun", "moon"), tokenizer, template, 100, 100
     ).to_example()
-    assert trained_text(example, tokenizer) == f"fire{EOS}moon{EOS}"
+    assert decode_trained(example, tokenizer) == f"fire{EOS}moon{EOS}"
     assert len(example.input_ids) == len(example.labels)
     for i, label in enumerate(example.labels[:-1]):
         assert label in (IGNORE_INDEX, example.input_ids[i + 1])

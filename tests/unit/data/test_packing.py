@@ -63,13 +63,13 @@ def test_a_million_lengths_are_packed_almost_full():
     assert lengths.sum() / (len(packs) * 512) > 0.99 > 2 * measure_padded_fill(lengths, 8, 0)
 
 
-def example(first: int, length: int) -> Example:
+def make_example(first: int, length: int) -> Example:
     ids = list(range(first, first + length))
     return Example(ids, [IGNORE_INDEX] * (length - 1) + [ids[-1] + 1], False)
 
 
 def test_packed_rows_restart_positions_and_mark_where_examples_end():
-    packs = [(example(1, 3), example(10, 2)), (example(20, 4),)]
+    packs = [(make_example(1, 3), make_example(10, 2)), (make_example(20, 4),)]
     batch = PackCollator(100, 0, multiple_of=6)(packs)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 10, 11, 0], [20, 21, 22, 23, 0, 0]]
     assert batch["labels"].tolist() == [[-100, -100, 4, -100, 12, -100], [-100, -100, -100, 24, -100, -100]]
@@ -110,13 +110,13 @@ def test_models_get_the_mask_format_of_their_attention(family, flash, dense):
 
 
 def test_evaluation_batches_are_not_packed():
-    examples = [example(1, 3), example(5, 2)]
+    examples = [make_example(1, 3), make_example(5, 2)]
     packing, plain = (collator(100, 0)(examples) for collator in (PackCollator, FinetuneCollator))
     assert packing.keys() == plain.keys() and all((packing[name] == plain[name]).all() for name in plain)
 
 
 def test_the_log_line_and_the_default_length():
-    dataset = PackedDataset(ExampleDataset([example(1, n) for n in (10, 5, 5, 4, 3, 3)]), None, seed=0)
+    dataset = PackedDataset(ExampleDataset([make_example(1, n) for n in (10, 5, 5, 4, 3, 3)]), None, seed=0)
     assert dataset.capacity == 10 and len(dataset) == 3
     assert sorted(len(pack) for pack in (dataset[i] for i in range(3))) == [1, 2, 3]
     assert dataset.describe() == (
@@ -139,7 +139,7 @@ def test_the_log_line_and_the_default_length():
 )
 def test_nothing_is_packed_without_a_gain(lengths, packs, capsys):
     config = load_config(FinetuneConfig, ["--do_train", "--packing"]).config
-    examples = ExampleDataset([example(1, length) for length in lengths])
+    examples = ExampleDataset([make_example(1, length) for length in lengths])
     rows = _pack(config, examples)
     said = capsys.readouterr().out
     if packs is None:

@@ -141,7 +141,7 @@ def test_nesting_up_to_the_limit_and_brackets_in_strings_are_accepted(tmp_path):
     assert parse_line(json.dumps({"a": "[{" * 500})) == {"a": "[{" * 500}
 
 
-def saved(folder: Path, splits: dict[str, str]) -> None:
+def save_dataset(folder: Path, splits: dict[str, str]) -> None:
     """A saved dataset whose state.json lists these files."""
     (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(splits)}))
     for name, file in splits.items():
@@ -160,7 +160,7 @@ def saved(folder: Path, splits: dict[str, str]) -> None:
 def test_saved_datasets_may_name_only_their_own_files(tmp_path, splits, reason):
     folder = tmp_path / "set"
     folder.mkdir()
-    saved(folder, splits)
+    save_dataset(folder, splits)
     with pytest.raises(DataError, match=reason):
         find_records(str(folder))
 

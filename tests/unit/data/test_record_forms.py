@@ -15,7 +15,7 @@ from oarlock.data.records.conversations import detect_form, parse_record
 from oarlock.data.templates.chat_template import choose_template
 from oarlock.data.tokenizers.offsets import tokenize
 from oarlock.errors import DataError
-from support.records import messages, read
+from support.records import read, read_messages
 
 QA = [("user", "q"), ("assistant", "a")]
 
@@ -41,7 +41,7 @@ QA = [("user", "q"), ("assistant", "a")]
     ],
 )  # fmt: skip
 def test_common_field_names(record, expected):
-    assert messages(record) == expected
+    assert read_messages(record) == expected
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_ambiguous_records_are_refused_by_field(record, expected):
 
 
 def test_equal_answers_under_two_names_count_once():
-    assert messages({"question": "q", "answer": "a", "response": "a"}) == QA
+    assert read_messages({"question": "q", "answer": "a", "response": "a"}) == QA
 
 
 # reports

@@ -9,7 +9,7 @@ import re
 import grpc
 import pytest
 
-from grpc_calls import failure, run, texts
+from grpc_calls import expect_failure, read_texts, run
 from oarlock.serve.front.grpc import gate
 from oarlock.serve.front.grpc.http2_frames import PREFACE, make_frame
 from scripted_triton import front_of_triton, question
@@ -23,11 +23,11 @@ def test_a_message_is_refused_for_its_length(tmp_path):
             infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
             waiting = stub.ModelStreamInfer()
             for size in (120_000, 5 << 20, 40 << 20):
-                code, words = await failure(infer(bytes(size)))
+                code, words = await expect_failure(infer(bytes(size)))
                 assert code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than the 100,000 bytes" in words
             call = stub.ModelStreamInfer()
             await call.write(question("oarlock", b"a"))
-            assert texts([await call.read()]) == ["a0"]
+            assert read_texts([await call.read()]) == ["a0"]
             with contextlib.suppress(asyncio.InvalidStateError):  # it may have ended already
                 await call.write(question("oarlock", bytes(5 << 20)))
             with pytest.raises(grpc.aio.AioRpcError, match=r"larger than the 100,000 bytes"):
@@ -115,7 +115,7 @@ def test_a_request_that_never_completes_times_out(tmp_path):
             idle = stub.ModelStreamInfer()  # a stream may wait for its next request
             await asyncio.sleep(0.5)
             await idle.write(question("oarlock", b"a"))
-            assert texts([await idle.read()]) == ["a0"]
+            assert read_texts([await idle.read()]) == ["a0"]
             idle.cancel()
             port = int(re.search(r"\d+$", channel.address)[0])
             reader, writer = await asyncio.open_connection("127.0.0.1", port)

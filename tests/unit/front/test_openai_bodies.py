@@ -7,7 +7,7 @@ import json
 import pytest
 from openai.types.chat import ChatCompletionMessage
 
-from support.openai_app import HI, TOOLS, Recorder, chat, complete, open_app, post
+from support.openai_app import HI, TOOLS, Recorder, ask_chat, complete, open_app, post
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_tools_and_tool_calls_reach_the_template(api):
     call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bern"}'}}
     back = ChatCompletionMessage.model_validate({"role": "assistant", "content": None, "tool_calls": [call]})
     result = {"role": "tool", "tool_call_id": "c1", "content": "sun"}
-    asked = chat(api, tools=TOOLS, tool_choice="auto", messages=[*HI, back.model_dump(), result])
+    asked = ask_chat(api, tools=TOOLS, tool_choice="auto", messages=[*HI, back.model_dump(), result])
     assert json.loads(asked["tools"]) == TOOLS
     _, said, heard = json.loads(asked["messages"])
     assert (
@@ -68,8 +68,8 @@ def test_tools_and_tool_calls_reach_the_template(api):
         and "content" not in said
     )
     assert heard == result
-    assert "tools" not in chat(api, tools=TOOLS, tool_choice="none")
-    error = chat(
+    assert "tools" not in ask_chat(api, tools=TOOLS, tool_choice="none")
+    error = ask_chat(
         api, messages=[*HI, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]
     )
     assert error["param"] == "messages[1].tool_calls[0].function.arguments" and "not valid JSON" in error["message"]
@@ -81,13 +81,13 @@ def test_nesting_is_bounded(api):
     for _ in range(80):
         deep = {"type": "object", "properties": deep}
     tools = [{"type": "function", "function": {"name": "f", "parameters": deep}}]
-    assert chat(api, tools=tools)["message"] == "tools: more than 64 objects in each other"
+    assert ask_chat(api, tools=tools)["message"] == "tools: more than 64 objects in each other"
     arguments = "[" * 90 + "]" * 90
     calls = [{"function": {"name": "f", "arguments": f'{{"a": {arguments}}}'}}]
-    error = chat(api, messages=[*HI, {"role": "assistant", "tool_calls": calls}])
+    error = ask_chat(api, messages=[*HI, {"role": "assistant", "tool_calls": calls}])
     assert error["param"] == "messages[1].tool_calls" and "64 objects" in error["message"]
     calls[0]["function"]["arguments"] = "[" * 100_000
-    error = chat(api, messages=[*HI, {"role": "assistant", "tool_calls": calls}])
+    error = ask_chat(api, messages=[*HI, {"role": "assistant", "tool_calls": calls}])
     assert "messages[1]" in error["message"] or "recursion" in error["message"]
 
 
@@ -101,15 +101,15 @@ def test_unknown_paths_and_methods_are_refused(api):
 
 
 def test_the_developer_role_is_the_system_role(api):
-    asked = chat(api, messages=[{"role": "developer", "content": "Be brief."}, *HI])
+    asked = ask_chat(api, messages=[{"role": "developer", "content": "Be brief."}, *HI])
     assert json.loads(asked["messages"])[0] == {"role": "system", "content": "Be brief."}
 
 
 def test_max_tokens_and_its_default(api):
-    assert chat(api, max_tokens=9, max_completion_tokens=2)["max_tokens"] == 2
-    assert chat(api, max_tokens=9, max_completion_tokens=None)["max_tokens"] == 9
-    assert chat(api, max_tokens=9.0)["max_tokens"] == 9
-    chat(api)
+    assert ask_chat(api, max_tokens=9, max_completion_tokens=2)["max_tokens"] == 2
+    assert ask_chat(api, max_tokens=9, max_completion_tokens=None)["max_tokens"] == 9
+    assert ask_chat(api, max_tokens=9.0)["max_tokens"] == 9
+    ask_chat(api)
     assert Recorder.asked[0][1] is None  # as many as fit
     complete(api)
     assert Recorder.asked[0][1] == 16 and "max_tokens" not in Recorder.asked[0][0]  # OpenAI's, as far as it fits
@@ -123,7 +123,7 @@ def test_every_prompt_format_is_accepted(api):
         {"type": "text", "text": "a"},
         {"type": "text", "text": "b", "prompt_cache_breakpoint": {"mode": "explicit"}},
     ]
-    assert json.loads(chat(api, messages=[{"role": "user", "content": parts}])["messages"])[0]["content"] == "ab"
+    assert json.loads(ask_chat(api, messages=[{"role": "user", "content": parts}])["messages"])[0]["content"] == "ab"
 
 
 def test_the_openapi_schema_lists_every_field(api):

@@ -12,7 +12,7 @@ import pytest
 from front_ports import OPTIONS
 from oarlock.serve.front.rest.routes import make_rest_app
 from oarlock.serve.triton.client import TritonFailure
-from scripted_upstream import GENERATE, INFER, ONE, STREAM, answer, asked_values, response
+from scripted_upstream import GENERATE, INFER, ONE, STREAM, answer, read_inputs, response
 
 
 def test_generate(ask_rest, upstream):
@@ -21,7 +21,7 @@ def test_generate(ask_rest, upstream):
     # As Triton writes it: no spaces, names in order, a list of one as its element.
     assert got.text == '{"completion_tokens":2,"finish_reason":"stop","model_name":"oarlock","model_version":"1","prompt_tokens":3,"text_output":"ho","token_ids":[5,6]}'  # fmt: skip
     (request,) = upstream.asked
-    assert asked_values(request) == {"text_input": ["hi"], "max_tokens": [4], "temperature": [0], "stop": ["a", "b"], "stop_token_ids": [], "seed": [-(2**63)], "chat": [True]}  # fmt: skip
+    assert read_inputs(request) == {"text_input": ["hi"], "max_tokens": [4], "temperature": [0], "stop": ["a", "b"], "stop_token_ids": [], "seed": [-(2**63)], "chat": [True]}  # fmt: skip
     assert request.model_name == "oarlock" and request.parameters["oarlock_relayed"].string_param
 
 
@@ -29,7 +29,7 @@ def test_generate_accepts_parameters_and_an_id(ask_rest, upstream):
     upstream.script = [response(id="r-7", text_output="é\n\u2028", token_ids=[5])]
     got = ask_rest(GENERATE, {"text_input": "hi", "id": "r-7", "parameters": {"max_tokens": 4, "stop": "x"}})
     assert got.json() == {"id": "r-7", "model_name": "oarlock", "model_version": "1", "text_output": "é\n\u2028", "token_ids": 5}  # fmt: skip
-    assert asked_values(upstream.asked[0]) == {"text_input": ["hi"], "max_tokens": [4], "stop": ["x"]}
+    assert read_inputs(upstream.asked[0]) == {"text_input": ["hi"], "max_tokens": [4], "stop": ["x"]}
     assert upstream.asked[0].id == "r-7"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 
-from scripted_upstream import GENERATE, INFER, ONE, answer, asked_values
+from scripted_upstream import GENERATE, INFER, ONE, answer, read_inputs
 
 
 def test_infer(ask_rest, upstream):
@@ -28,7 +28,7 @@ def test_infer(ask_rest, upstream):
         '{"name":"completion_tokens","datatype":"INT32","shape":[1],"data":[2]}]}'
     )
     (request,) = upstream.asked
-    assert asked_values(request) == {"input_ids": [1, 2, 3, 4], "temperature": [0.5], "stop": ["a", "é"]}
+    assert read_inputs(request) == {"input_ids": [1, 2, 3, 4], "temperature": [0.5], "stop": ["a", "é"]}
     assert request.id == "7" and not request.parameters
 
 
@@ -55,7 +55,7 @@ def test_infer_with_tritonclient(ask_rest, upstream, binary_in, outputs, encodin
     assert result.as_numpy("text_output").tolist() == [b"ho" if is_binary else "ho"] and result.as_numpy(
         "token_ids"
     ).tolist() == [5, 6]
-    assert asked_values(upstream.asked[0]) == {"text_input": ["hé"], "max_tokens": [4]}
+    assert read_inputs(upstream.asked[0]) == {"text_input": ["hé"], "max_tokens": [4]}
     assert (told is None) == (outputs == {"token_ids": False}) and upstream.asked[0].id == "9"
 
 

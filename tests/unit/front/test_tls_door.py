@@ -24,7 +24,7 @@ class _Echo(asyncio.Protocol):
 
 
 @contextlib.asynccontextmanager
-async def served(folder, most, seconds):
+async def serve_tls(folder, most, seconds):
     """(port, what counts the handshakes, context of a client)"""
     certificate, key = make_certificate(folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -42,7 +42,7 @@ def run(work):
 
 def test_silent_connections_are_counted_and_closed(tmp_path):
     async def work():
-        async with served(tmp_path, most=3, seconds=0.5) as (port, handshakes, context):
+        async with serve_tls(tmp_path, most=3, seconds=0.5) as (port, handshakes, context):
             silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(8)]
             for reader, _ in silent:  # five at once, three after their time is up
                 with contextlib.suppress(ConnectionError):
@@ -59,7 +59,7 @@ def test_silent_connections_are_counted_and_closed(tmp_path):
 
 def test_plain_connections_are_refused(tmp_path):
     async def work():
-        async with served(tmp_path, most=3, seconds=GUARD_S) as (port, handshakes, _):
+        async with serve_tls(tmp_path, most=3, seconds=GUARD_S) as (port, handshakes, _):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"GET / HTTP/1.1\r\n\r\n")
             with contextlib.suppress(ConnectionError):
@@ -75,7 +75,7 @@ def test_data_in_the_last_handshake_packet_is_kept(tmp_path, version):
     """One packet with the client's last handshake message and its request."""
 
     async def work():
-        async with served(tmp_path, most=3, seconds=GUARD_S) as (port, handshakes, context):
+        async with serve_tls(tmp_path, most=3, seconds=GUARD_S) as (port, handshakes, context):
             context.minimum_version = context.maximum_version = version
             incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
             tls = context.wrap_bio(incoming, outgoing, server_hostname="localhost")

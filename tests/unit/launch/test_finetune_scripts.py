@@ -11,7 +11,7 @@ import pytest
 
 from helpers import ROOT
 from oarlock.config import FinetuneConfig, load_config
-from support.launch_scripts import parse_flags, printed_command, run_script
+from support.launch_scripts import parse_flags, parse_printed_command, run_script
 from support.published_commands import ADAPTER, COMMAND_2, COMMAND_5, PUBLISHED
 
 ENTRYPOINT = str(ROOT / "llm" / "finetune_generation.py")
@@ -29,7 +29,7 @@ SCRIPTS = {
 
 def dry_run(folder: Path, script: str, *words: str, **variables: str) -> tuple[Any, FinetuneConfig]:
     """Flags of Paddle's launcher (None without it), and the configuration."""
-    found = printed_command(script, folder, *words, **variables)
+    found = parse_printed_command(script, folder, *words, **variables)
     assert found[:2] == [sys.executable, "-u"]
     position = found.index(ENTRYPOINT)
     launcher = found[2:position]

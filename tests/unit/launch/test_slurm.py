@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from helpers import ROOT, heed_signals
+from helpers import ROOT, reset_signals
 from oarlock.errors import ConfigError
 from oarlock.launch.slurm import SlurmJob
 from support.launch_scripts import SCRIPTS
-from support.launched import LAUNCHER, SUPERVISE, left_behind, names, wait_until
+from support.launched import LAUNCHER, SUPERVISE, find_leftover_processes, list_names, wait_until
 
 PROGRAMS = ROOT / "tests" / "support" / "slurm_programs.py"
 
@@ -48,7 +48,7 @@ class Job:
         return subprocess.Popen(
             ["bash", str(self.folder / "spool" / "slurm_script"), *words], cwd=self.folder / "work",
             env=self.environment | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True, preexec_fn=heed_signals,
+            start_new_session=True, preexec_fn=reset_signals,
         )  # fmt: skip
 
     def run(self, *words: str, **environment: str) -> tuple[int, str]:
@@ -65,7 +65,7 @@ class Job:
 def job(tmp_path):
     yield Job(tmp_path)
     for node in range(2):
-        for process in left_behind(tmp_path / f"ranks-{node}"):
+        for process in find_leftover_processes(tmp_path / f"ranks-{node}"):
             process.kill()
 
 
@@ -90,13 +90,13 @@ def test_the_4d_script_is_the_default(job):
 @pytest.mark.parametrize("signals", [1, 2])
 def test_before_the_time_limit_all_ranks_save_and_the_job_is_requeued_once(job, signals):
     process = job.start("my script.sh")
-    wait_until(lambda: len(names(job.folder, "ranks-*/ready-*")) == 4, "four ranks")
+    wait_until(lambda: len(list_names(job.folder, "ranks-*/ready-*")) == 4, "four ranks")
     for _ in range(signals):
         process.send_signal(signal.SIGUSR1)
         wait_until((job.folder / "scancel").exists, "scancel")
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
-    assert len(names(job.folder, "ranks-*/saved-*")) == 4, output
+    assert len(list_names(job.folder, "ranks-*/saved-*")) == 4, output
     assert (job.folder / "scancel").read_text().splitlines() == ["--signal=TERM 4242"]
     assert (job.folder / "scontrol").read_text().count("requeue 4242") == 1
     assert not (job.folder / "srun-got-SIGTERM").exists()
@@ -104,7 +104,7 @@ def test_before_the_time_limit_all_ranks_save_and_the_job_is_requeued_once(job, 
 
 def test_a_job_stopped_while_it_starts_is_requeued(job):
     process = job.start("my script.sh", RANKS="0")
-    wait_until(lambda: len(names(job.folder, "ranks-*/ready-launcher")) == 2, "two launchers")
+    wait_until(lambda: len(list_names(job.folder, "ranks-*/ready-launcher")) == 2, "two launchers")
     process.send_signal(signal.SIGUSR1)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and job.requeued, output
@@ -112,11 +112,11 @@ def test_a_job_stopped_while_it_starts_is_requeued(job):
 
 def test_a_cancelled_job_saves_and_is_not_requeued(job):
     process = job.start("my script.sh")
-    wait_until(lambda: len(names(job.folder, "ranks-*/ready-*")) == 4, "four ranks")
+    wait_until(lambda: len(list_names(job.folder, "ranks-*/ready-*")) == 4, "four ranks")
     process.terminate()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143 and "cancelled" in output
-    assert len(names(job.folder, "ranks-*/saved-*")) == 4 and not job.requeued
+    assert len(list_names(job.folder, "ranks-*/saved-*")) == 4 and not job.requeued
 
 
 def test_a_failed_job_is_not_requeued(job):
@@ -127,7 +127,7 @@ def test_a_failed_job_is_not_requeued(job):
 def test_a_job_that_fails_while_saving_is_not_requeued(job):
     job.script.write_text('trap "kill \\$!; exit 3" TERM; touch ready-$NODE_RANK; sleep 60 & wait\n')
     process = job.start("my script.sh")
-    wait_until(lambda: len(names(job.folder / "work", "ready-*")) == 2, "two nodes")
+    wait_until(lambda: len(list_names(job.folder / "work", "ready-*")) == 2, "two nodes")
     process.send_signal(signal.SIGUSR1)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 3 and not job.requeued, output

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers import flags, make_adapter, make_tiny_tokenizer
+from helpers import make_adapter, make_flags, make_tiny_tokenizer
 from oarlock.cli.commands import chat, serve
 from oarlock.config import FinetuneConfig, PretrainConfig, load_config
 from oarlock.errors import ConfigError, ModelError
@@ -44,7 +44,7 @@ def place(tmp_path, tiny_model, monkeypatch) -> Path:
 
 
 def loaded(*words: str, **options: object):
-    return load_config(FinetuneConfig, [*flags(do_train=1, **options), *words])
+    return load_config(FinetuneConfig, [*make_flags(do_train=1, **options), *words])
 
 
 def started(*words: str, **options: object) -> FinetuneConfig:

@@ -41,7 +41,7 @@ def converted(llama, tmp_path_factory) -> Path:
     return output
 
 
-def changed(source: Path, folder: Path, tensors=lambda arrays: arrays, **config) -> Path:
+def change_copy(source: Path, folder: Path, tensors=lambda arrays: arrays, **config) -> Path:
     """A copy with other weights or other fields."""
     shutil.copytree(source, folder)
     path = folder / "model.safetensors"
@@ -68,22 +68,22 @@ def without(*names):
     ],
 )  # fmt: skip
 def test_every_weight_is_converted_exactly_once_or_nothing_is_written(llama, tmp_path, change, message):
-    source = changed(llama, tmp_path / "source", change)
+    source = change_copy(llama, tmp_path / "source", change)
     with pytest.raises(ModelError, match=message):
         convert(source, tmp_path / "out", "hf", PLAIN)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_extra_and_missing_weights_are_named_as_in_hugging_face(converted, tmp_path):
-    extra = changed(
+    extra = change_copy(
         converted, tmp_path / "a", lambda a: a | {"model.layers.0.self_attn.q_proj.bias": np.zeros(32, "f4")}
     )
     with pytest.raises(ModelError, match=r"model.layers.0.self_attn.q_proj.bias\) is left over"):
         convert(extra, tmp_path / "out", "paddle", PLAIN)
     with pytest.raises(ModelError, match=r"llama.norm.weight\) is missing"):
-        convert(changed(converted, tmp_path / "b", without("model.norm.weight")), tmp_path / "out", "paddle", PLAIN)
+        convert(change_copy(converted, tmp_path / "b", without("model.norm.weight")), tmp_path / "out", "paddle", PLAIN)
     tables = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": np.zeros(4, "f4") for i in range(2)}
-    convert(changed(converted, tmp_path / "c", lambda a: a | tables), tmp_path / "out", "paddle", PLAIN)
+    convert(change_copy(converted, tmp_path / "c", lambda a: a | tables), tmp_path / "out", "paddle", PLAIN)
     assert not any("inv_freq" in name for name in load_file(tmp_path / "out" / "model.safetensors"))
 
 
@@ -91,7 +91,7 @@ def test_a_tied_head_must_equal_the_embedding(tmp_path):
     source = make_tiny_model(tmp_path / "tied", tie_word_embeddings=True)
     assert "lm_head.weight" in load_file(source / "model.safetensors")
     convert(source, tmp_path / "hf", "hf", PLAIN)
-    other = changed(source, tmp_path / "other", lambda a: a | {"lm_head.weight": a["lm_head.weight"] + 1})
+    other = change_copy(source, tmp_path / "other", lambda a: a | {"lm_head.weight": a["lm_head.weight"] + 1})
     with pytest.raises(ModelError, match=r"lm_head.weight in the files has other values"):
         convert(other, tmp_path / "no", "hf", PLAIN)
 
@@ -152,7 +152,7 @@ def test_bfloat16_as_paddlenlp_writes_it(llama, tmp_path):
         name: array.astype(ml_dtypes.bfloat16).view(np.uint16)
         for name, array in load_file(llama / "model.safetensors").items()
     }
-    source = changed(llama, tmp_path / "source", lambda _: bits)
+    source = change_copy(llama, tmp_path / "source", lambda _: bits)
     convert(source, tmp_path / "hf", "hf")
     stored = load_file(tmp_path / "hf" / "model.safetensors")["model.norm.weight"]
     assert stored.dtype == ml_dtypes.bfloat16 and np.array_equal(stored.view(np.uint16), bits["llama.norm.weight"])

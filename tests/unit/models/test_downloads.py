@@ -197,7 +197,7 @@ def test_a_later_process_resumes_an_interrupted_download(hub, tmp_path):
 # false answers
 
 
-def fails(hub: Hub, tmp_path: Path, match: str) -> None:
+def expect_failure(hub: Hub, tmp_path: Path, match: str) -> None:
     with pytest.raises(ModelError, match=match):
         find_model_folder("some/model", with_weights=True)
     assert not (tmp_path / "cache/some/model/model.safetensors").exists()
@@ -205,24 +205,24 @@ def fails(hub: Hub, tmp_path: Path, match: str) -> None:
 
 def test_a_wrong_checksum_is_detected_and_nothing_is_kept(hub, tmp_path):
     hub.about["model.safetensors"] = {"ETag": f'"{"0" * 64}"'}
-    fails(hub, tmp_path, "damaged in transit: its sha256 is")
+    expect_failure(hub, tmp_path, "damaged in transit: its sha256 is")
     hub.about["model.safetensors"] = {"Content-MD5": "AAAAAAAAAAAAAAAAAAAAAA=="}
-    fails(hub, tmp_path, "damaged in transit: its md5 is")
+    expect_failure(hub, tmp_path, "damaged in transit: its md5 is")
     hub.about["model.safetensors"] = {"ETag": f'"{"0" * 32}"', "x-bce-request-id": "1"}
-    fails(hub, tmp_path, "damaged in transit: its md5 is")
+    expect_failure(hub, tmp_path, "damaged in transit: its md5 is")
     assert not list((tmp_path / "cache").rglob("*.incomplete"))
 
 
 def test_a_size_mismatch_is_detected(hub, tmp_path):
     hub.about["model.safetensors"] = {"Content-Length": str(len(WEIGHTS) + 5)}
-    fails(hub, tmp_path, "cut off 5 times")
+    expect_failure(hub, tmp_path, "cut off 5 times")
     hub.about["model.safetensors"] = {"Content-Length": "", "Connection": "close"}
-    fails(hub, tmp_path, "does not announce the file")
+    expect_failure(hub, tmp_path, "does not announce the file")
 
 
 def test_a_download_that_does_not_fit_the_disk_is_refused(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(http_download.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
-    fails(hub, tmp_path, r"0\.00 GB are free")
+    expect_failure(hub, tmp_path, r"0\.00 GB are free")
     assert not [name for method, name, _ in hub.asked if method == "GET"]
 
 
@@ -235,7 +235,7 @@ def test_small_files_have_a_size_limit(hub):
 @pytest.mark.parametrize("place", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher://x/", "http://[x"])
 def test_redirects_to_other_schemes_are_refused(hub, tmp_path, place):
     hub.about["model.safetensors"] = {"Location": place}
-    fails(hub, tmp_path, r"only downloaded from http and https|can't be reached")
+    expect_failure(hub, tmp_path, r"only downloaded from http and https|can't be reached")
 
 
 def test_redirects_are_followed_up_to_a_limit(hub, tmp_path):
@@ -244,12 +244,12 @@ def test_redirects_are_followed_up_to_a_limit(hub, tmp_path):
     assert (find_model_folder("some/model", with_weights=True) / "model.safetensors").read_bytes() == WEIGHTS
     shutil.rmtree(tmp_path / "cache")
     hub.about["model.safetensors"] = {"Location": "model.safetensors"}
-    fails(hub, tmp_path, "redirected more than 5 times")
+    expect_failure(hub, tmp_path, "redirected more than 5 times")
 
 
 def test_a_link_in_place_of_a_partial_file_is_not_followed(hub, tmp_path):
     hub.cut = [10, *[0] * 20]
-    fails(hub, tmp_path, "cut off")
+    expect_failure(hub, tmp_path, "cut off")
     (half,) = (tmp_path / "cache").rglob("*.incomplete")
     half.unlink()
     (tmp_path / "victim").write_bytes(b"kept")

@@ -38,7 +38,7 @@ _SETTINGS = {"r": 2, "alpha": 4.0, "dropout": 0.0, "targets": ["q_proj"], "rslor
 _A = "llama.layers.0.self_attn.q_proj.lora_A"
 
 
-def adapter(
+def write_adapter(
     folder: Path, tensor: np.ndarray | None = None, settings: Any = None, base: Any = None, **fields: Any
 ) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,12 +72,12 @@ def adapter(
 )
 def test_hostile_adapters_are_refused(tmp_path, arguments, words):
     with pytest.raises(ModelError, match=words) as error:
-        open_adapter(adapter(tmp_path / "a", **arguments))
+        open_adapter(write_adapter(tmp_path / "a", **arguments))
     assert str(tmp_path) in str(error.value)
 
 
 def test_adapter_values_that_are_not_finite_are_named(tmp_path):
-    found = open_adapter(adapter(tmp_path / "a", np.full((32, 2), np.nan, np.float32)))
+    found = open_adapter(write_adapter(tmp_path / "a", np.full((32, 2), np.nan, np.float32)))
     with pytest.raises(ModelError, match="lora_A holds values that are not finite numbers"):
         found.value(_A, (32, 2))
 
@@ -89,14 +89,14 @@ def test_an_adapter_can_not_choose_folders_or_hubs(folders, tmp_path, monkeypatc
     monkeypatch.setattr("oarlock.model_config.model_folder._download", never)
     elsewhere = str(folders.root / "llama")
     for name, mark in (("some/model", "0" * 64), ("gone", ""), ("", "unknown")):
-        found = open_adapter(adapter(tmp_path / "a", base={"name": name, "fingerprint": mark}))
+        found = open_adapter(write_adapter(tmp_path / "a", base={"name": name, "fingerprint": mark}))
         with pytest.raises(ModelError, match=r"nothing is downloaded because an adapter names it\. Name it"):
             find_base(found, "Name it")
     for name, mark in ((elsewhere, "unknown"), (elsewhere, ""), (f"../../{folders.root.name}/llama", "unknown")):
-        found = open_adapter(adapter(tmp_path / "a", base={"name": name, "fingerprint": mark}))
+        found = open_adapter(write_adapter(tmp_path / "a", base={"name": name, "fingerprint": mark}))
         with pytest.raises(ModelError, match=r"not opened because an adapter names it\. Name it"):
             find_base(found, "Name it")
-    found = open_adapter(adapter(tmp_path / "a", base={"name": elsewhere, "fingerprint": "0" * 64}))
+    found = open_adapter(write_adapter(tmp_path / "a", base={"name": elsewhere, "fingerprint": "0" * 64}))
     assert find_base(found, "Name it") == Path(elsewhere)  # the loader compares the fingerprint
     with pytest.raises((ModelError, ConfigError), match="not the base of this adapter"):
         from oarlock.models.load_finetuned import load_finetuned

@@ -20,7 +20,7 @@ from oarlock.weights.weight_folder import WeightFolder
 from support.family_folders import build
 
 
-def rewritten(folder: Path, change: Any) -> Path:
+def rewrite_header(folder: Path, change: Any) -> Path:
     """A folder with a changed header and the same data."""
     path = folder / "model.safetensors"
     data = path.read_bytes()
@@ -35,7 +35,7 @@ def rewritten(folder: Path, change: Any) -> Path:
 _EMBEDDING = "llama.embed_tokens.weight"
 
 
-def _shift(header: dict[str, Any], by: int) -> None:
+def _shift_offsets(header: dict[str, Any], by: int) -> None:
     begin, end = header[_EMBEDDING]["data_offsets"]
     header[_EMBEDDING]["data_offsets"] = [begin + by, end + by]
 
@@ -43,7 +43,7 @@ def _shift(header: dict[str, Any], by: int) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda h: _shift(h, -4), "tensor|overlaps|bytes"),
+        (lambda h: _shift_offsets(h, -4), "tensor|overlaps|bytes"),
         (lambda h: h[_EMBEDDING].update(data_offsets=[-4, 0]), "data_offsets must be .begin, end."),
         (lambda h: h[_EMBEDDING].update(shape=[512, 33]), "F32 of shape"),
         (lambda h: h[_EMBEDDING].update(shape=[2**62, 2**62]), "its shape must be"),
@@ -58,7 +58,7 @@ def _shift(header: dict[str, Any], by: int) -> None:
 )
 def test_forged_headers_are_refused(folders, tmp_path, change, words):
     with pytest.raises(ModelError, match=words):
-        build(rewritten(folders.copy(tmp_path), change))
+        build(rewrite_header(folders.copy(tmp_path), change))
 
 
 @pytest.mark.parametrize("by", [-1, -5000, 1, 4096])

@@ -9,7 +9,7 @@ import paddle
 import paddlenlp.transformers as families
 import pytest
 
-from helpers import TINY_LLAMA, ordinary
+from helpers import TINY_LLAMA, make_norms_and_biases_nontrivial
 from oarlock.errors import ModelError
 from oarlock.families.registry import FAMILIES
 from oarlock.model_config.load import find_model_class, read_config
@@ -56,7 +56,7 @@ def test_distributions_equal_paddlenlp(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_family_is_restored_from_its_files(tmp_path, name):
     config = configuration(name)
-    model = ordinary(find_model_class(config)._from_config(config, dtype="float32"))
+    model = make_norms_and_biases_nontrivial(find_model_class(config)._from_config(config, dtype="float32"))
     model.save_pretrained(str(tmp_path), safe_serialization=True)
     if config.model_type in FAMILIES:  # PaddleNLP's OPT stores its own output layer; read_config() reads it
         config = read_config(tmp_path)

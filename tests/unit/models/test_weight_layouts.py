@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
 
-from helpers import TINY_LLAMA, ordinary
+from helpers import TINY_LLAMA, make_norms_and_biases_nontrivial
 from oarlock.errors import ModelError
 from oarlock.models.build import build_model, count_parameters, set_parameter
 from oarlock.weights.weight_folder import WeightFolder
@@ -51,7 +51,7 @@ def source(folder: Path, config: LlamaConfig):
 )
 def test_weights_load_from_either_layout(tmp_path, layout, shards, bf16):
     config = LlamaConfig(**TINY_LLAMA)
-    model = ordinary(LlamaForCausalLM(config))
+    model = make_norms_and_biases_nontrivial(LlamaForCausalLM(config))
     if layout == "np":
         model.save_pretrained(str(tmp_path), safe_serialization=True)
     else:

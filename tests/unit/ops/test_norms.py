@@ -24,7 +24,7 @@ EPSILON = 1e-5
 ROUNDING = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}  # of a value near one
 
 
-def exact(x, scale, bias, grad_y):
+def compute_float64(x, scale, bias, grad_y):
     """float64 arrays -> y, and the gradients of x, scale, bias (for RMSNorm bias is None)."""
     centred = x - x.mean(-1, keepdims=True) if bias is not None else x
     invvar = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + EPSILON)
@@ -50,11 +50,11 @@ def tensors(shape, x_type="float32", scale_type="float32", seed=0):
     return values
 
 
-def wide(tensor):
+def to_float64(tensor):
     return tensor.astype("float32").numpy().astype("float64")
 
 
-def added(a, b):
+def add_once_rounded(a, b):
     """a + b, rounded once (Paddle's CPU has no addition of half types)."""
     return (a.astype("float32") + b.astype("float32")).astype(a.dtype)
 
@@ -62,7 +62,7 @@ def added(a, b):
 def close(found, wanted, dtype, scale=1.0):
     assert found.dtype == getattr(paddle, dtype)
     assert list(found.shape) == list(wanted.shape)
-    np.testing.assert_allclose(wide(found), wanted, rtol=2 * ROUNDING[dtype], atol=2 * ROUNDING[dtype] * scale)
+    np.testing.assert_allclose(to_float64(found), wanted, rtol=2 * ROUNDING[dtype], atol=2 * ROUNDING[dtype] * scale)
 
 
 def check_all(shape, x_type, scale_type, seed=0):
@@ -74,30 +74,30 @@ def check_all(shape, x_type, scale_type, seed=0):
 
     y, invvar = rms_norm.fused_rms_norm(x, scale, EPSILON)
     grads = paddle.grad([y], [x, scale], [grad_y])
-    wanted = exact(wide(x), wide(scale), None, wide(grad_y))
+    wanted = compute_float64(to_float64(x), to_float64(scale), None, to_float64(grad_y))
     close(y, wanted[0], scale_type, 4)
     close(grads[0], wanted[1], x_type, 8)
     close(grads[1], wanted[2], scale_type, 8 * of_sums)
-    close(invvar, 1 / np.sqrt((wide(x) ** 2).mean(-1) + EPSILON), "float32", 8)
+    close(invvar, 1 / np.sqrt((to_float64(x) ** 2).mean(-1) + EPSILON), "float32", 8)
 
     y, mean, invvar = rms_norm.fused_ln(x, scale, bias, EPSILON)
     grads = paddle.grad([y], [x, scale, bias], [grad_y])
-    wanted = exact(wide(x), wide(scale), wide(bias), wide(grad_y))
+    wanted = compute_float64(to_float64(x), to_float64(scale), to_float64(bias), to_float64(grad_y))
     sharp = float(invvar.max()) if rows and invvar.size else 1.0  # LayerNorm of nearly equal numbers magnifies rounding
     close(y, wanted[0], scale_type, 8 * max(1, sharp))
     close(grads[0], wanted[1], x_type, 16 * max(1, sharp) ** 2)
     close(grads[1], wanted[2], scale_type, 16 * of_sums * max(1, sharp))
     close(grads[2], wanted[3], scale_type, 8 * of_sums)
-    close(mean, wide(x).mean(-1), "float32", 4)
+    close(mean, to_float64(x).mean(-1), "float32", 4)
 
     y, total, _ = rms_norm.fused_add_rms_norm(x, residual, scale, EPSILON)
     assert total.dtype == x.dtype
-    np.testing.assert_array_equal(wide(total), wide(added(x, residual)))
+    np.testing.assert_array_equal(to_float64(total), to_float64(add_once_rounded(x, residual)))
     grads = paddle.grad([y, total], [x, residual, scale], [grad_y, grad_sum])
-    wanted = exact(wide(total), wide(scale), None, wide(grad_y))
+    wanted = compute_float64(to_float64(total), to_float64(scale), None, to_float64(grad_y))
     close(y, wanted[0], scale_type, 4)
-    close(grads[0], wanted[1] + wide(grad_sum), x_type, 8)
-    np.testing.assert_array_equal(wide(grads[0]), wide(grads[1]))
+    close(grads[0], wanted[1] + to_float64(grad_sum), x_type, 8)
+    np.testing.assert_array_equal(to_float64(grads[0]), to_float64(grads[1]))
     close(grads[2], wanted[2], scale_type, 8 * of_sums)
 
 
@@ -107,8 +107,8 @@ def test_unused_outputs_have_no_gradient(used):
     rms_norm.fused_add_rms_norm(x, residual, scale, EPSILON)[used].sum().backward()
     wanted = paddle.grad([rms_norm.reference_rms_norm(x + residual, scale, EPSILON).sum()], [x, scale])
     if used == 0:
-        close(x.grad, wide(wanted[0]), "float32", 4)
-        close(scale.grad, wide(wanted[1]), "float32", 4)
+        close(x.grad, to_float64(wanted[0]), "float32", 4)
+        close(scale.grad, to_float64(wanted[1]), "float32", 4)
     else:  # the sum itself; 1/rms, which has no gradient
         assert (x.grad.numpy() == (used == 1)).all() and not scale.grad.numpy().any()
 
@@ -134,7 +134,7 @@ def test_outputs_larger_than_the_caches():
     """From 16 MB on they are written with non-temporal stores."""
     x, _, scale, _, grad_y, _ = tensors((4100, 1024))
     y, _ = rms_norm.fused_rms_norm(x, scale, EPSILON)
-    wanted = exact(wide(x), wide(scale), None, wide(grad_y))
+    wanted = compute_float64(to_float64(x), to_float64(scale), None, to_float64(grad_y))
     for found, value in zip([y, *paddle.grad([y], [x], [grad_y])], wanted, strict=False):
         close(found, value, "float32", 8)
 
@@ -168,7 +168,7 @@ def test_rounding_of_half_types():
             rows = x.reshape([-1, cols])
             nothing = paddle.zeros([*rows.shape], "float32").astype(x.dtype)
             _, total, _ = rms_norm.fused_add_rms_norm(rows, nothing, paddle.ones([cols]), EPSILON)
-            np.testing.assert_array_equal(wide(total), wide(rows))
+            np.testing.assert_array_equal(to_float64(total), to_float64(rows))
 
 
 def test_rounding_to_half_types():
@@ -178,7 +178,7 @@ def test_rounding_to_half_types():
     numbers = np.concatenate([numbers[np.isfinite(numbers)], near, -near])
     with np.errstate(over="ignore"):
         wanted = {"float16": numbers.astype(np.float16).astype(np.float64)}
-    wanted["bfloat16"] = wide(paddle.to_tensor(numbers).astype("bfloat16"))
+    wanted["bfloat16"] = to_float64(paddle.to_tensor(numbers).astype("bfloat16"))
     for dtype, values in wanted.items():
         for cols in (numbers.size, 1):  # vectorised, and one by one
             # With x = 0 and epsilon = 1, the gradient of x is that of y, rounded to x's dtype.
@@ -186,7 +186,7 @@ def test_rounding_to_half_types():
             x.stop_gradient = False
             y, _ = rms_norm.fused_rms_norm(x, paddle.ones([cols]), 1.0)
             (found,) = paddle.grad([y], [x], [paddle.to_tensor(numbers[:cols]).reshape([1, cols])])
-            np.testing.assert_array_equal(wide(found)[0], values[:cols])
+            np.testing.assert_array_equal(to_float64(found)[0], values[:cols])
 
 
 def test_same_bits_for_any_number_of_threads():
@@ -268,7 +268,7 @@ def test_a_norm_that_also_returns_its_input(shape):
     np.testing.assert_array_equal(y.numpy(), rms_norm.fused_rms_norm(x, scale, EPSILON)[0].numpy())
     of_norm = paddle.grad([rms_norm.fused_rms_norm(x, scale, EPSILON)[0]], [x, scale], [grad_y])
     both = paddle.grad([y, kept], [x, scale], [grad_y, grad_kept], retain_graph=True)
-    close(both[0], wide(of_norm[0]) + wide(grad_kept), "float32", 4)
+    close(both[0], to_float64(of_norm[0]) + to_float64(grad_kept), "float32", 4)
     np.testing.assert_array_equal(both[1].numpy(), of_norm[1].numpy())
     for grads, wanted in (
         (paddle.grad([y], [x, scale], [grad_y], retain_graph=True), of_norm),

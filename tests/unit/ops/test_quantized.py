@@ -19,7 +19,7 @@ from oarlock.peft.quantization import (
 )
 
 
-def nearest(weight: np.ndarray, axis: int, table: np.ndarray, block: int) -> np.ndarray:
+def round_to_nearest(weight: np.ndarray, axis: int, table: np.ndarray, block: int) -> np.ndarray:
     """Quantize and dequantize one block after another, with float32 scales."""
     rows = weight.T if axis == 0 else weight
     found = np.zeros_like(rows)
@@ -55,7 +55,7 @@ def test_every_weight_is_rounded_to_the_nearest_value(algorithm, axis, shape):
     weight[: shape[0] // 3] = 0.0  # blocks of zeros have no scale
     stored = QuantizedWeight(paddle.to_tensor(weight), axis, Quantization(algorithm, 64, double=False))
     np.testing.assert_array_equal(
-        stored.value().numpy(), nearest(weight, axis, np.array(TABLES[algorithm], np.float32), 64)
+        stored.value().numpy(), round_to_nearest(weight, axis, np.array(TABLES[algorithm], np.float32), 64)
     )
 
 

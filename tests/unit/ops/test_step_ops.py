@@ -13,7 +13,7 @@ from helpers import LLM
 from oarlock.environment.paddle_import import import_paddle
 from oarlock.errors import EnvironmentProblem
 from oarlock.ops import install, library, linear_cross_entropy, rotary, self_check, swiglu
-from op_checks import normal, same
+from op_checks import check_same, draw_normal
 
 import_paddle()
 import paddle  # noqa: E402
@@ -28,10 +28,10 @@ IGNORED = -100
 
 
 def check_rotary(dim, heads, kv_heads, packed):
-    q, k = normal(2, 37, heads, dim), normal(2, 37, kv_heads, dim)
+    q, k = draw_normal(2, 37, heads, dim), draw_normal(2, 37, kv_heads, dim)
     cos, sin = llama.LlamaRotaryEmbedding(dim, 64)(q, seq_len=50)
     positions = paddle.to_tensor(np.random.default_rng(1).integers(0, 50, (2, 37))) if packed else None
-    same(
+    check_same(
         lambda q, k: rotary.fused_rotary(q, k, cos, sin, positions),
         lambda q, k: llama.apply_rotary_pos_emb(q, k, cos, sin, positions),
         [q, k],
@@ -45,8 +45,8 @@ def test_rotary(dim, heads, kv_heads, packed):
 
 
 def check_swiglu(shape):
-    same(swiglu.fused_swiglu, llama.swiglu, [normal(*shape) * 4, normal(*shape, seed=1)])
-    same(swiglu.fused_swiglu, llama.swiglu, [normal(*shape[:-1], 2 * shape[-1]) * 4])
+    check_same(swiglu.fused_swiglu, llama.swiglu, [draw_normal(*shape) * 4, draw_normal(*shape, seed=1)])
+    check_same(swiglu.fused_swiglu, llama.swiglu, [draw_normal(*shape[:-1], 2 * shape[-1]) * 4])
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 67), (2, 640), (1,), (300, 48), (0, 8)])
@@ -61,10 +61,10 @@ def test_swiglu_of_large_inputs():
 
 
 def check_cross_entropy(transposed, classes=77, rows=(4, 50)):
-    hidden, weight = normal(*rows, 32), normal(*((classes, 32) if transposed else (32, classes)))
+    hidden, weight = draw_normal(*rows, 32), draw_normal(*((classes, 32) if transposed else (32, classes)))
     labels = paddle.to_tensor(np.random.default_rng(2).integers(0, classes, rows))
     labels[1, 3:] = IGNORED
-    same(
+    check_same(
         lambda h, w: linear_cross_entropy.fused_linear_cross_entropy(h, w, labels, transposed, 1 / 13, IGNORED) * 3,
         lambda h, w: cross_entropy(
             paddle.matmul(h, w, transpose_y=transposed), labels, ignore_index=IGNORED, reduction="sum"
@@ -82,7 +82,7 @@ def test_cross_entropy(monkeypatch, transposed, scores):
 
 
 def test_cross_entropy_computes_only_requested_outputs():
-    hidden, weight, labels = normal(6, 8), normal(8, 20), paddle.arange(6)
+    hidden, weight, labels = draw_normal(6, 8), draw_normal(8, 20), paddle.arange(6)
 
     def loss():
         return linear_cross_entropy.fused_linear_cross_entropy(hidden, weight, labels, False, 1.0, IGNORED)
@@ -116,7 +116,7 @@ def optimizers(count=5):
         for i, shape in enumerate([(7,), (33, 65), (3, 5, 2), (20000,), (1,)][:count]):
             attribute = paddle.ParamAttr(learning_rate=2.0 if i == 1 else 1.0)
             parameters.append(paddle.create_parameter(list(shape), "float32", attr=attribute))
-            parameters[-1].set_value(normal(*shape).detach())
+            parameters[-1].set_value(draw_normal(*shape).detach())
         rate = paddle.optimizer.lr.NoamDecay(64, 3, learning_rate=0.1)
         undecayed = parameters[2].name
         made.append((parameters, rate, paddle.optimizer.AdamW(
@@ -134,7 +134,7 @@ def check_adamw():
         for number in range(5):
             for i, parameter in enumerate(parameters):
                 if (i, number) != (4, 2):  # one without a gradient in one step
-                    (parameter * normal(*parameter.shape, seed=number)).sum().backward()
+                    (parameter * draw_normal(*parameter.shape, seed=number)).sum().backward()
             optimizer.step()
             optimizer.clear_grad(set_to_zero=False)
             rate.step()
@@ -170,8 +170,8 @@ def test_adamw_leaves_other_optimizers_alone(monkeypatch):
 
 
 def test_refusals():
-    q, cos = normal(1, 4, 2, 8), normal(3, 8)
-    x, weight, labels = normal(5, 4), normal(4, 6), paddle.arange(5)
+    q, cos = draw_normal(1, 4, 2, 8), draw_normal(3, 8)
+    x, weight, labels = draw_normal(5, 4), draw_normal(4, 6), paddle.arange(5)
     for call, words in (
         (lambda: rotary.fused_rotary(q, q, cos, cos, None), "have 3 positions, x has 4"),
         (
@@ -182,7 +182,7 @@ def test_refusals():
         (lambda: rotary.fused_rotary(q[0], q, cos, cos, None), r"\[batch, length, heads, even dim\]; got \[4, 2, 8\]"),
         (lambda: swiglu.fused_swiglu(x, weight), r"of one shape; got \[5, 4\] and \[4, 6\]"),
         (lambda: swiglu.fused_swiglu(x.astype("float64"), x), "gate has to be float32; got float64"),
-        (lambda: swiglu.fused_swiglu(normal(2, 3)), r"beside each other; got \[2, 3\]"),
+        (lambda: swiglu.fused_swiglu(draw_normal(2, 3)), r"beside each other; got \[2, 3\]"),
         (
             lambda: linear_cross_entropy.fused_linear_cross_entropy(x, weight, labels + 2, False, 1.0, IGNORED),
             "label 6 is not among",

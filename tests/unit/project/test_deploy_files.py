@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from oarlock.cli.main import make_parser
-from support.deploy_folder import DEPLOY, ROOT, fake
+from support.deploy_folder import DEPLOY, ROOT, make_program
 
 SCRIPTS = sorted(DEPLOY.rglob("*.sh"))
 DOCKERFILES = sorted(DEPLOY.rglob("Dockerfile"))
@@ -168,7 +168,7 @@ def test_scripts_are_bash(path):
 
 
 def test_fastdeploy_runs_the_start_script_in_the_image(tmp_path):
-    docker, model = fake(tmp_path, "docker"), tmp_path / "my model"
+    docker, model = make_program(tmp_path, "docker"), tmp_path / "my model"
     model.mkdir()
     environment = {**os.environ, "DOCKER": str(docker), "MODEL": str(model), "IMAGE": "fd:2", "PORT": "9000"}
     command = ["bash", str(DEPLOY / "fastdeploy/run.sh"), "--tensor-parallel-size", "2"]

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from helpers import LLM, heed_signals, run_program
+from helpers import LLM, reset_signals, run_program
 from oarlock.cli.commands import chat as chat_command
 from oarlock.data.templates.chat_template import ChatTemplate
 from oarlock.models.generate import ask_model
@@ -124,7 +124,7 @@ def test_the_program_in_a_terminal(tiny_model):
     words = [sys.executable, "-m", "oarlock", "chat", str(tiny_model), "--max-tokens", "5"]
     environment = {**os.environ, "PYTHONPATH": str(LLM), "TERM": "dumb"}
     how = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "env": environment, "start_new_session": True}
-    with subprocess.Popen(words, preexec_fn=heed_signals, **how) as program:
+    with subprocess.Popen(words, preexec_fn=reset_signals, **how) as program:
         os.close(theirs)
         seen = ""
 

@@ -60,7 +60,7 @@ def test_special_tokens_in_client_text(make_engine, parsing, raw, said):
     assert ids_of(engine, messages=messages) == (list(map(ord, said)) if isinstance(said, str) else said)
 
 
-def refusal(engine, messages, **more):
+def expect_refusal(engine, messages, **more):
     with pytest.raises(RequestRefused) as caught:
         ids_of(engine, messages=messages, **more)
     return str(caught.value)
@@ -73,12 +73,12 @@ WITH_NAMES = "{% for m in messages %}{{ m.name or m.role }}:{{ m.content }};{% e
 def test_messages_that_a_template_drops_are_named(make_engine):
     user = {"role": "user", "content": "hi"}
     engine = make_engine(Script(), context=200)
-    assert "messages[1]" in refusal(engine, [user, {"role": "assistant", "content": "lost"}])
-    assert "messages[0].role" in refusal(engine, [{"role": "assitant", "content": "x"}])
-    assert "tools" in refusal(engine, [user], tools=[{"type": "function", "function": {"name": "f"}}])
-    assert "messages[0].name" in refusal(engine, [{**user, "name": "anna"}])
+    assert "messages[1]" in expect_refusal(engine, [user, {"role": "assistant", "content": "lost"}])
+    assert "messages[0].role" in expect_refusal(engine, [{"role": "assitant", "content": "x"}])
+    assert "tools" in expect_refusal(engine, [user], tools=[{"type": "function", "function": {"name": "f"}}])
+    assert "messages[0].name" in expect_refusal(engine, [{**user, "name": "anna"}])
     part = {"type": "text", "text": "a", "cache_control": {}}
-    assert "content[0].cache_control" in refusal(engine, [{"role": "user", "content": [part]}])
+    assert "content[0].cache_control" in expect_refusal(engine, [{"role": "user", "content": [part]}])
     with pytest.raises(RequestRefused, match="tools go with messages"):
         Prompt(text="a", tools=[]).check()
     nameful = make_engine(Script(), context=200, template=WITH_NAMES)
@@ -96,6 +96,6 @@ def test_the_developer_role_is_the_system_role(make_engine):
 def test_the_message_of_a_template_error_is_reported(make_engine):
     only_users = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else %}{{ raise_exception('who?') }}{% endif %}{% endfor %}"  # fmt: skip
     engine = make_engine(Script(), context=200, template=only_users)
-    said = refusal(engine, [{"role": "user", "content": "a"}, {"role": "function", "name": "f", "content": "b"}])
+    said = expect_refusal(engine, [{"role": "user", "content": "a"}, {"role": "function", "name": "f", "content": "b"}])
     assert said.startswith("messages[1] (role function): ") and "who?" in said
-    assert refusal(engine, [{"role": "assistant", "content": "a"}]).endswith("who?")
+    assert expect_refusal(engine, [{"role": "assistant", "content": "a"}]).endswith("who?")

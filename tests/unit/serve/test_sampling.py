@@ -24,7 +24,7 @@ HOW = st.builds(
 )
 
 
-def plain(scores, how):
+def sample_naively(scores, how):
     """{token: probability} by sorting all tokens."""
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
     masses = np.exp(np.asarray(scores, np.float64) / how.temperature - max(scores) / how.temperature)
@@ -41,9 +41,9 @@ def plain(scores, how):
 @settings(max_examples=300, deadline=None)
 def test_top_k_and_top_p_candidates(scores, how):
     tokens, masses = filter_tokens(scores, how)
-    wanted = plain(scores, how)
+    wanted = sample_naively(scores, how)
     near = abs(
-        np.cumsum(list(plain(scores, SamplingParams(temperature=how.temperature, top_k=how.top_k)).values()))
+        np.cumsum(list(sample_naively(scores, SamplingParams(temperature=how.temperature, top_k=how.top_k)).values()))
         - how.top_p
     )
     if how.top_p < 1 and near.min() < 1e-9:
@@ -56,7 +56,7 @@ def test_more_candidates_than_the_first_selection():
     scores = np.random.default_rng(0).normal(0, 0.01, 5000).astype(np.float32)
     how = SamplingParams(temperature=1.0, top_p=0.9)
     assert (
-        set(filter_tokens(scores, how)[0].tolist()) == set(plain(scores, how))
+        set(filter_tokens(scores, how)[0].tolist()) == set(sample_naively(scores, how))
         and len(filter_tokens(scores, how)[0]) > 4000
     )
 

@@ -16,7 +16,7 @@ HI = [{"role": "user", "content": "hi"}]
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 
 
-def asked(form):
+def read_form_request(form):
     """The streaming model's request made from a JSON form."""
     tensors, _ = read_form(json.dumps(form).encode())
     return read_request(tensors, 10_000)
@@ -32,7 +32,7 @@ def test_the_json_form_with_empty_fields():
         "tools": [],
         "adapter": None,
     }
-    found = asked({"text": "x", **empty})
+    found = read_form_request({"text": "x", **empty})
     assert (found.prompt.text, found.sampling.max_tokens, found.sampling.stop) == ("x", None, ())
     assert found.prompt.tools is None and found.prompt.adapter is None
 
@@ -47,16 +47,16 @@ def test_numbers_out_of_range_are_refused():
         (name,) = form
         with pytest.raises(RequestRefused, match=f"^{name}: .* does not fit a number of"):
             read_form(json.dumps({"text": "x", **form}).encode())
-    assert asked({"text": "x", "max_dec_len": 2**31 - 1, "seed": -(2**63)}).sampling.seed == -(2**63)
+    assert read_form_request({"text": "x", "max_dec_len": 2**31 - 1, "seed": -(2**63)}).sampling.seed == -(2**63)
     with pytest.raises(RequestRefused, match="temperature must be a finite number"):
-        asked({"text": "x", "temperature": 1e300}).sampling.check()
+        read_form_request({"text": "x", "temperature": 1e300}).sampling.check()
 
 
 def test_the_json_form_with_messages_and_tools():
-    found = asked({"messages": HI, "tools": TOOLS, "stop": ["<|x|>"]})
+    found = read_form_request({"messages": HI, "tools": TOOLS, "stop": ["<|x|>"]})
     assert (found.prompt.messages, found.prompt.tools, found.sampling.stop) == (HI, TOOLS, ("<|x|>",))
     with pytest.raises(RequestRefused, match="tools go with messages"):
-        asked({"text": "x", "tools": TOOLS}).prompt.check()
+        read_form_request({"text": "x", "tools": TOOLS}).prompt.check()
 
 
 def test_refusals_name_the_fields_of_the_json_form():

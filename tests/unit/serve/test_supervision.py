@@ -188,7 +188,7 @@ def test_unknown_admin_actions_are_refused(line):
     server._socket.close()
 
 
-def talking():
+def open_admin_socket():
     return [thread for thread in threading.enumerate() if thread.name == "admin-client"]
 
 
@@ -204,9 +204,9 @@ def test_silent_and_flooding_clients_do_not_block_others(admin):
     for one in silent:
         one.close()
     deadline = time.monotonic() + 60
-    while talking() and time.monotonic() < deadline:
+    while open_admin_socket() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not talking()
+    assert not open_admin_socket()
 
 
 def test_other_users_are_refused(admin, monkeypatch):

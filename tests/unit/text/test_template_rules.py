@@ -18,7 +18,7 @@ from support.template_texts import ALL, ROUND, SPELLINGS, TOOLS, template
 CALL = {"type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
 
 
-def rendered(source: str, messages=ROUND, **more) -> str:
+def render(source: str, messages=ROUND, **more) -> str:
     return template(source).render_chat(messages, **more).text.text
 
 
@@ -43,7 +43,7 @@ def rendered(source: str, messages=ROUND, **more) -> str:
     ],
 )  # fmt: skip
 def test_everything_transformers_allows_is_accepted(source, expected):
-    assert rendered(source) == expected
+    assert render(source) == expected
 
 
 def test_generation_blocks_are_found():
@@ -112,7 +112,7 @@ def test_limits_are_per_thread():
 def test_long_conversations_stay_within_the_limits():
     words = [{"role": role, "content": "word " * 4000} for _ in range(60) for role in ("user", "assistant")]
     built = "{% set n = namespace(t='') %}{% for m in messages %}{% set n.t = n.t + m.role + m.content %}{% endfor %}{{ n.t }}"
-    assert len(rendered(built, words)) > 120 * 20_000
+    assert len(render(built, words)) > 120 * 20_000
 
 
 @pytest.mark.parametrize(
@@ -206,17 +206,17 @@ def test_content_that_a_template_drops_is_named(source, messages, more, problem)
 
 def test_rendered_content_is_accepted():
     source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}{{ m.reasoning_content }}{% endfor %}"
-    assert '"arguments": {"x": 1}' in rendered(
+    assert '"arguments": {"x": 1}' in render(
         source, [*ROUND[:1], {"role": "assistant", "content": None, "tool_calls": [CALL]}]
     )
-    assert rendered(source, [*ROUND, {"role": "tool", "content": "42"}]).endswith("<tool>42")
+    assert render(source, [*ROUND, {"role": "tool", "content": "42"}]).endswith("<tool>42")
     earlier = "{% for m in messages %}{{ m.content }}{{ m.reasoning_content if loop.last }}{% endfor %}"  # as in Qwen3
-    assert rendered(earlier, [{**ROUND[1], "thinking": "r"}, {**ROUND[1], "thinking": "s"}]) == "aas"
+    assert render(earlier, [{**ROUND[1], "thinking": "r"}, {**ROUND[1], "thinking": "s"}]) == "aas"
     # A template that fails on any other text: the text itself is searched for.
     picky = "{% for m in messages %}{{ m.content if m.content in ('q', 'a') else raise_exception('no') }}{% endfor %}"
-    assert rendered(picky) == "qa"
+    assert render(picky) == "qa"
     with pytest.raises(DataError, match=r"leaves out messages\[1\]"):
-        rendered("{{ messages[0].content if messages[0].content == 'q' else raise_exception('no') }}")
+        render("{{ messages[0].content if messages[0].content == 'q' else raise_exception('no') }}")
 
 
 @pytest.mark.parametrize(

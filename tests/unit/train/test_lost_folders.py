@@ -19,41 +19,41 @@ from oarlock.train.reporters.row_file import append_rows, read_rows
 from support.locks import write_lock
 
 
-def removed(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
     folder.rename(folder.with_name("away"))
 
 
-def emptied(folder: Path) -> None:
+def empty_folder(folder: Path) -> None:
     (folder / RUN_FILE).unlink()
 
 
-def swept(folder: Path) -> None:
+def delete_files(folder: Path) -> None:
     (folder / LOCK_FILE).unlink()
 
 
-def replaced(folder: Path) -> None:
-    removed(folder)
+def replace_folder(folder: Path) -> None:
+    remove_folder(folder)
     folder.mkdir()
 
 
 def replaced_by_another_run(folder: Path) -> None:
-    replaced(folder)
+    replace_folder(folder)
     write_lock(folder)
 
 
-def taken_over(folder: Path) -> None:
+def take_over_lock(folder: Path) -> None:
     (folder / LOCK_FILE).write_text(json.dumps(vars(Holder.this_process(0)) | {"pid": 7, "host": "elsewhere"}))
 
 
 @pytest.mark.parametrize(
     ("what", "expected", "left"),
     [
-        (removed, "was removed", "There is no earlier"),
-        (emptied, "was emptied", "checkpoint-2 is complete; the same"),
-        (swept, "was emptied or replaced", "checkpoint-2 is complete; the same"),
-        (replaced, "was emptied or replaced", "There is no earlier"),
+        (remove_folder, "was removed", "There is no earlier"),
+        (empty_folder, "was emptied", "checkpoint-2 is complete; the same"),
+        (delete_files, "was emptied or replaced", "checkpoint-2 is complete; the same"),
+        (replace_folder, "was emptied or replaced", "There is no earlier"),
         (replaced_by_another_run, "was taken over by process 4000000 on elsewhere", "There is no earlier"),
-        (taken_over, "was taken over by process 7 on elsewhere", "checkpoint-2 is complete"),
+        (take_over_lock, "was taken over by process 7 on elsewhere", "checkpoint-2 is complete"),
     ],
 )
 def test_a_lost_folder_is_reported(run, what, expected, left):

@@ -65,7 +65,7 @@ def edit(path: Path, change) -> None:
     path.write_text(json.dumps(content))
 
 
-def refused(folder: Path, expected: str, capsys) -> None:
+def expect_refusal(folder: Path, expected: str, capsys) -> None:
     """Check that verify, resume and consolidate refuse a checkpoint, each with the same reason."""
     with pytest.raises(CheckpointError, match=expected) as error:
         verify(folder)
@@ -108,7 +108,7 @@ def test_the_manifest_reads_back_unchanged(folder, rewrite, capsys):
     if path.read_bytes() == before:  # the same form, so the same bytes
         assert verify(folder).step == 4
     else:
-        refused(folder, "checksum|not valid JSON", capsys)
+        expect_refusal(folder, "checksum|not valid JSON", capsys)
 
 
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), st.integers() | st.text(max_size=9)))
@@ -154,7 +154,7 @@ def test_the_seal_covers_every_byte(content):
 )  # fmt: skip
 def test_a_false_manifest_is_refused(folder, change, expected, capsys):
     reseal(folder, change)
-    refused(folder, expected, capsys)
+    expect_refusal(folder, expected, capsys)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_false_manifest_is_refused(folder, change, expected, capsys):
 def test_false_files_with_valid_checksums_are_refused(folder, name, change, expected, capsys):
     edit(folder / name, change)
     reseal(folder)
-    refused(folder, expected, capsys)
+    expect_refusal(folder, expected, capsys)
 
 
 def test_an_index_alone_allocates_no_memory(folder):
@@ -234,7 +234,7 @@ def test_something_else_in_place_of_a_file_is_refused(folder, name, kind, capsys
         path.mkdir()
     if kind == "link inside" and name == MANIFEST:
         return  # the bytes in the folder are those that were written: nothing to refuse
-    refused(folder, "pipe|link|not a regular file|a folder|missing|no manifest.json", capsys)
+    expect_refusal(folder, "pipe|link|not a regular file|a folder|missing|no manifest.json", capsys)
 
 
 def test_unlisted_files_are_named(folder, capsys):

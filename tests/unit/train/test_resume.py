@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import flags, write_checkpoint
+from helpers import make_flags, write_checkpoint
 from oarlock.config import FinetuneConfig, load_config
 from oarlock.config.load import flatten
 from oarlock.errors import CheckpointError
@@ -31,7 +31,7 @@ def test_a_complete_checkpoint_verifies(tmp_path):
     assert manifest.step == 5 and manifest.samples == 40 and manifest.loss_window == (1.5, 2)
 
 
-def flip(path: Path) -> None:
+def flip_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[1000] ^= 1
     path.write_bytes(content)
@@ -40,7 +40,7 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (lambda f: flip(f / "rank-00000.safetensors"), "checksum differs"),
+        (lambda f: flip_bit(f / "rank-00000.safetensors"), "checksum differs"),
         (lambda f: (f / "rank-00000.safetensors").write_bytes(b"short"), "has 5 bytes, but the manifest says"),
         (lambda f: (f / "rank-00000.safetensors").unlink(), "is missing"),
         (lambda f: (f / "manifest.json").unlink(), "an unfinished one"),
@@ -60,7 +60,7 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(tmp_path, capsy
 
 
 def config_for(output: Path, **options) -> FinetuneConfig:
-    return load_config(FinetuneConfig, flags(do_train=1, output_dir=output, **options)).config
+    return load_config(FinetuneConfig, make_flags(do_train=1, output_dir=output, **options)).config
 
 
 def test_a_run_of_the_same_configuration_resumes(tmp_path):
@@ -96,7 +96,7 @@ def test_overwrite_deletes_only_the_run(tmp_path):
 
 def test_an_evaluation_only_run_neither_resumes_nor_deletes(tmp_path):
     make_checkpoint(tmp_path, 5)
-    config = load_config(FinetuneConfig, flags(do_eval=1, output_dir=tmp_path, overwrite_output_dir=1)).config
+    config = load_config(FinetuneConfig, make_flags(do_eval=1, output_dir=tmp_path, overwrite_output_dir=1)).config
     assert find_resume_point(config, "data") is None
     assert list_checkpoints(tmp_path)
 

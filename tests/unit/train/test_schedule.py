@@ -17,7 +17,7 @@ from oarlock.train.run_length import count_total_steps
 # schedule
 
 
-def rates(steps: int, **options) -> list[float]:
+def compute_rates(steps: int, **options) -> list[float]:
     scheduler = make_scheduler(ScheduleSection(**options), steps)
     found = []
     for _ in range(steps + 1):
@@ -27,16 +27,22 @@ def rates(steps: int, **options) -> list[float]:
 
 
 def test_cosine_ends_at_min_learning_rate():
-    found = rates(100, learning_rate=1.0, min_learning_rate=0.1, lr_scheduler_type="cosine", warmup_steps=10)
+    found = compute_rates(100, learning_rate=1.0, min_learning_rate=0.1, lr_scheduler_type="cosine", warmup_steps=10)
     assert found[0] == 0 and found[10] == pytest.approx(1.0) and found[100] == pytest.approx(0.1)
     assert found[55] == pytest.approx(0.1 + 0.9 * 0.5) and all(a > b for a, b in itertools.pairwise(found[10:]))
 
 
 def test_linear_and_constant():
-    found = rates(10, learning_rate=1.0, lr_scheduler_type="linear", warmup_ratio=0.2)
+    found = compute_rates(10, learning_rate=1.0, lr_scheduler_type="linear", warmup_ratio=0.2)
     assert found[1] == pytest.approx(0.5) and found[6] == pytest.approx(0.5) and found[10] == pytest.approx(0.0)
-    assert rates(3, learning_rate=2.0, lr_scheduler_type="constant") == [2.0] * 4
-    assert rates(4, learning_rate=1.0, lr_scheduler_type="constant_with_warmup", warmup_steps=2) == [0, 0.5, 1, 1, 1]
+    assert compute_rates(3, learning_rate=2.0, lr_scheduler_type="constant") == [2.0] * 4
+    assert compute_rates(4, learning_rate=1.0, lr_scheduler_type="constant_with_warmup", warmup_steps=2) == [
+        0,
+        0.5,
+        1,
+        1,
+        1,
+    ]
 
 
 @given(samples=st.integers(1, 1000), epochs=st.floats(0.1, 5), batch=st.integers(1, 64), steps=st.integers(0, 20))
