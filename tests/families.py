@@ -1,4 +1,4 @@
-"""A tiny random model of every family: the arguments of its PaddleNLP configuration.
+"""A tiny random model of every family of PaddleNLP: the arguments of its configuration there.
 
 Two layers, width 32, the 512 tokens of helpers.make_tiny_tokenizer (0 ends a text, 1 and 2 open the two sides of a
 conversation, which for ChatGLM are [gMASK] and the beginning of the answer).

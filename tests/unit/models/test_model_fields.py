@@ -139,7 +139,6 @@ def test_fields_without_effect_and_neutral_values_are_accepted():
     assert found.tensor_parallel_degree in (-1, 1) and not found.use_flash_attention
 
 
-<<<<<<< HEAD
 def test_windows():
     def windows(family: str, **fields) -> list:
         config = make_config({"model_type": family, **SIZES, "num_key_value_heads": 4, **fields}, "x")
@@ -159,22 +158,6 @@ def test_windows():
         windows("gemma2", layer_types=["full_attention"])
     with pytest.raises(ModelError, match="all layers of mistral are of one kind"):
         windows("mistral", **lower)
-=======
-def test_sliding_windows():
-    long = {"model_type": "mistral", **SIZES, "num_key_value_heads": 4}
-    assert (
-        find_window(make_config(long, "x")) == 4096
-        and find_window(make_config(long | {"sliding_window": None}, "x")) is None
-    )
-    config = make_config(long | {"sliding_window": 64}, "x")
-    check_window(config, 64, "x", "--max_seq_length asks for")
-    with pytest.raises(ModelError, match=r"--max_seq_length asks for 65 tokens.*64 \(sliding_window in x\)"):
-        check_window(config, 65, "x", "--max_seq_length asks for")
-    qwen = {"model_type": "qwen2", **SIZES, "num_key_value_heads": 4, "sliding_window": 8, "max_window_layers": 1}
-    assert find_window(make_config(qwen, "x")) is None
-    assert find_window(make_config(qwen | {"use_sliding_window": True}, "x")) == 8
-    assert find_window(make_config(qwen | {"use_sliding_window": True, "max_window_layers": 2}, "x")) is None
->>>>>>> main
 
 
 # generation settings
