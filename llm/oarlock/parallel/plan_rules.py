@@ -194,6 +194,8 @@ def _find_indivisible_sizes(sizes: ModelSizes, tensor: int) -> Iterator[str]:
         yield f"hidden_size {sizes.hidden:,}"
     if sizes.intermediate % tensor:
         yield f"intermediate_size {sizes.intermediate:,}"
+    if sizes.expert_intermediate % tensor:
+        yield f"the experts' width {sizes.expert_intermediate:,}"
     # VocabParallelEmbedding asserts num_embeddings % world_size == 0. (Llama, Qwen2, Gemma and Mixtral would not shard
     # embedding and output layer, and logits would not be split, which train.loss assumes.)
     if sizes.vocab % tensor:
