@@ -14,12 +14,11 @@ from typing import Any
 import paddle
 
 from oarlock.environment.console import log_once
-from oarlock.ops import library
 from oarlock.ops.attention_backends.flash import find_flash_limits, flash_attention
 from oarlock.ops.attention_backends.fused import fused_attention
 from oarlock.ops.attention_backends.masks import dense_mask, make_blocks, make_row_indices, window_mask
 from oarlock.ops.attention_backends.reference import attend_in_blocks, reference_attention
-from oarlock.ops.patch import fits
+from oarlock.ops.patch import can_fuse
 from oarlock.typing import Tensor
 
 _LOWEST = -1e4  # values of an additive mask from here on hide
@@ -43,42 +42,6 @@ class AttentionMask:
     flash: bool = False
     _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    @classmethod
-    def make(cls, mask: Tensor | None = None, ends: Tensor | None = None, flash: bool = False) -> AttentionMask:
-        """Make a mask from what a model gets.
-
-        Args:
-            mask: [batch, keys], not 0 for text; or [batch, queries, keys] or [batch, 1 or heads, queries, keys], which
-                is a complete mask: bool or integers, not 0 for keys that a query attends to, or floats to be added to
-                the scores, 0 or below -1e4.
-            ends: of packed rows, int32 [batch, keys], [batch, 1, keys] or [batch, 1, keys, 1].
-            flash: see the class.
-
-        Raises:
-            ValueError: if there is no such mask.
-        """
-        if ends is not None and ends.ndim > 2:
-            ends = ends.reshape([0, -1])
-        if mask is None or mask.ndim == 2:
-            if mask is None:
-                return cls(ends, None, flash)
-            text = mask.astype("bool").astype("int32")
-            return cls(text * (_size(mask, 1) if ends is None else ends), None, flash)
-        if ends is not None or mask.ndim not in (3, 4):
-            raise ValueError(
-                "an attention mask has to be [batch, keys], [batch, queries, keys] or [batch, heads, queries, keys], "
-                f"and only the first together with the ends of packed examples; got {list(mask.shape)}"
-            )
-        seen = mask.unsqueeze(1) if mask.ndim == 3 else mask
-        if not seen.is_floating_point():
-            return cls(None, seen.astype("bool"), flash)
-        if paddle.in_dynamic_mode() and not ((seen == 0) | (seen <= _LOWEST)).all():
-            raise ValueError(
-                "an attention mask of floats is added to the scores: its values have to be 0 or below -1e4. Pass "
-                "integers or bool for a mask with 1 for the keys that are attended to"
-            )
-        return cls(None, seen > _LOWEST, flash)
-
     def reuse(self, name: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """Return what `make` makes of this mask under a name, made once for all layers."""
         if not paddle.in_dynamic_mode():
@@ -88,6 +51,44 @@ class AttentionMask:
         return self._made[name]
 
 
+@paddle.jit.not_to_static  # nothing to translate: no control flow of a graph depends on values
+def make_mask(mask: Tensor | None = None, ends: Tensor | None = None, flash: bool = False) -> AttentionMask:
+    """Make a mask from what a model gets.
+
+    Args:
+        mask: [batch, keys], not 0 for text; or [batch, queries, keys] or [batch, 1 or heads, queries, keys], which
+            is a complete mask: bool or integers, not 0 for keys that a query attends to, or floats to be added to
+            the scores, 0 or below -1e4.
+        ends: of packed rows, int32 [batch, keys], [batch, 1, keys] or [batch, 1, keys, 1].
+        flash: Paddle's flash attention may be used.
+
+    Raises:
+        ValueError: if there is no such mask.
+    """
+    if ends is not None and ends.ndim > 2:
+        ends = ends.reshape([0, -1])
+    if mask is None or mask.ndim == 2:
+        if mask is None:
+            return AttentionMask(ends, None, flash)
+        text = mask.astype("bool").astype("int32")
+        return AttentionMask(text * (_size(mask, 1) if ends is None else ends), None, flash)
+    if ends is not None or mask.ndim not in (3, 4):
+        raise ValueError(
+            "an attention mask has to be [batch, keys], [batch, queries, keys] or [batch, heads, queries, keys], "
+            f"and only the first together with the ends of packed examples; got {list(mask.shape)}"
+        )
+    seen = mask.unsqueeze(1) if mask.ndim == 3 else mask
+    if not seen.is_floating_point():
+        return AttentionMask(None, seen.astype("bool"), flash)
+    if paddle.in_dynamic_mode() and not ((seen == 0) | (seen <= _LOWEST)).all():
+        raise ValueError(
+            "an attention mask of floats is added to the scores: its values have to be 0 or below -1e4. Pass "
+            "integers or bool for a mask with 1 for the keys that are attended to"
+        )
+    return AttentionMask(None, seen > _LOWEST, flash)
+
+
+@paddle.jit.not_to_static
 def attend(
     query: Tensor,
     key: Tensor,
@@ -132,10 +133,9 @@ def attend(
         bias = paddle.where(make_dense(), 0.0, paddle.finfo(paddle.float32).min).astype("float32")
         return bias.expand([batch, *bias.shape[1:]])
 
-    if library.is_enabled():
+    if can_fuse(query, key, value):
         unsupported = _list_unsupported(
             {
-                "a static graph": not is_dynamic,
                 "a window": window is not None and mask.seen is None,
                 "soft caps": soft_cap is not None,
                 "sinks": sinks is not None,
@@ -143,11 +143,10 @@ def attend(
                 "values of another size than the keys": key.shape[3] != value.shape[3],
             }
         )
-        if unsupported:
-            log_once(f"attention with {unsupported} uses Paddle's ops")
-        elif fits(query, key, value):
+        if not unsupported:
             bias = None if mask.seen is None else mask.reuse(("bias", window), make_bias)
             return fused_attention(query, key, value, mask.ends, bias, scale)
+        log_once(f"attention with {unsupported} uses Paddle's ops")
     if is_dynamic and mask.flash and query.place.is_gpu_place():
         others = {
             "a dense mask": mask.seen is not None, "soft caps": soft_cap is not None, "sinks": sinks is not None,
@@ -172,7 +171,7 @@ def _list_unsupported(found: dict[str, bool]) -> str:
 
 def _size(tensor: Tensor, axis: int) -> Any:
     """A number, or a scalar tensor in a static graph."""
-    return tensor.shape[axis] if paddle.in_dynamic_mode() else paddle.shape(tensor)[axis]
+    return tensor.shape[axis] if paddle.in_dynamic_mode() else paddle.shape(tensor)[axis].astype("int32")
 
 
 def _check_shapes(

@@ -49,8 +49,8 @@ def reference_attention(
         weights = functional.dropout(weights, dropout)
     weights = weights.astype(value.dtype).reshape([0, kv_heads, -1, 0])
     output = paddle.matmul(weights, value).reshape([0, heads, -1, value.shape[3]])
-    if sinks is None:  # softmax gives a query without keys the mean of all values
-        output = output * seen.any(axis=-1, keepdim=True).astype(output.dtype)
+    # Softmax gives a query without keys the mean of all values, or weights of exp(-64) beside a sink.
+    output = output * seen.any(axis=-1, keepdim=True).astype(output.dtype)
     return output.transpose([0, 2, 1, 3])
 
 
