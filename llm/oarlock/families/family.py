@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from oarlock.families.architecture import Architecture
+from oarlock.families.rope import SCALED_ROTARY
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,11 @@ class HFConfig:
         gelu_is_approximate: "gelu" in published files means the tanh approximation, unless hidden_activation says
             otherwise.
         rotary: the configuration has the base of rotary embeddings.
-        scaled_rotary: PaddleNLP's model can scale rotary embeddings.
+        scaled_rotary: kinds of scaling of rotary embeddings (Rope.kind). With "ntk" among them, PaddleNLP's
+            configuration has fields for linear, dynamic and ntk, which its model computes.
+        rope_theta: the base where a file has none.
+        partial_rotary_factor: rotated share of a head where a file has none.
+        local_theta: the field with the base of sliding layers, where they have another one.
     """
 
     fields: Mapping[str, Any]
@@ -45,7 +50,10 @@ class HFConfig:
     activation: str = ""
     gelu_is_approximate: bool = False
     rotary: bool = True
-    scaled_rotary: bool = False
+    scaled_rotary: frozenset[str] = SCALED_ROTARY
+    rope_theta: float = 10000.0
+    partial_rotary_factor: float | None = None
+    local_theta: str = ""
 
 
 @dataclass(frozen=True)
