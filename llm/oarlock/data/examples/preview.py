@@ -12,7 +12,7 @@ from oarlock.data.corpus.blend import parse_blend
 from oarlock.data.corpus.dataset import Corpus, PretrainDataset, parse_input
 from oarlock.data.corpus.index_format import corpus_exists
 from oarlock.data.corpus.tokenizer_check import check_corpus_tokenizers
-from oarlock.data.examples.dataset import make_recipe
+from oarlock.data.examples.dataset import make_encoding_settings
 from oarlock.data.examples.encode import Counts, encode_source
 from oarlock.data.examples.labels import IGNORE_INDEX, Encoded, Example
 from oarlock.data.records.datasets import find_sets
@@ -32,15 +32,15 @@ def show_data(section: FinetuneDataSection, tokenizer_name: str, num: int, max_s
             _show_corpus(prefix, tokenizer, num, max_seq_length, color)
         return
     sets = find_sets(section)
-    recipe = make_recipe(section, tokenizer, sets)
+    settings = make_encoding_settings(section, tokenizer, sets)
     legend = f"{_GREEN}trained on{_OFF}, {_DIM}read only{_OFF}" if color else "⟦trained on⟧, the rest is read only"
-    print(f"chat template: {recipe.template.name}; {legend}\n")
+    print(f"chat template: {settings.template.name}; {legend}\n")
     counts = Counts()
     rows = (
         (source.name, row)
         for each in sets
         for source in each.sources.train
-        for part, _ in encode_source(source, recipe, counts)
+        for part, _ in encode_source(source, settings, counts)
         for row in part
     )
     for number, (name, row) in enumerate(itertools.islice(rows, num), 1):

@@ -206,7 +206,10 @@ def _make_from_vocabulary(
         path = folder / name
         if not path.is_file():
             continue
-        if name == _TIKTOKEN or _is_tiktoken(path):
+        with open_regular(path) as file:
+            words = file.readline(200).split()
+        # A .model file with lines "base64 rank" is one too (Llama 3 as published by Meta).
+        if name == _TIKTOKEN or (len(words) == 2 and words[1].isdigit()):
             return make_tiktoken_tokenizer(path, _list_tokens_after(path, listed)), [], {}
         # In PaddleNLP's layout, sentencepiece itself reads the model, so the file is followed exactly.
         plain = name == _PADDLE_PIECES
@@ -224,13 +227,6 @@ def _make_from_vocabulary(
             f"tokenizer_class in {CONFIG}, or add a {TOKENIZER} (save_pretrained of transformers writes one)"
         )
     return make_byte_level_tokenizer(vocabulary, merges, kind, bool(prefix)), [], {}
-
-
-def _is_tiktoken(path: Path) -> bool:
-    """Return whether a .model file has lines "base64 rank" (Llama 3 as published by Meta)."""
-    with open_regular(path) as file:
-        words = file.readline(200).split()
-    return len(words) == 2 and words[1].isdigit()
 
 
 def _list_tokens_after(path: Path, listed: Mapping[int, AddedToken]) -> list[str]:

@@ -134,7 +134,7 @@ def render_prompt(template: ChatTemplate, messages: Any, tools: Any) -> MarkedTe
         if message["role"] == "tool" or "name" not in message:  # the name of a tool is in its call too
             continue
         bare = [*read[:i], {k: v for k, v in message.items() if k != "name"}, *read[i + 1 :]]
-        if template.render_chat(bare, add_generation_prompt=True, tools=tools).text.text == rendered.text:
+        if template.render_chat(bare, add_generation_prompt=True, tools=described).text.text == rendered.text:
             raise RequestRefused(f"messages[{i}].name: the model's chat template writes no names; leave it out")
     return rendered
 
