@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import paddle
@@ -32,26 +33,37 @@ class LoadBalance:
     the means over all layers, in which the imbalances of layers cancel. Here every layer has its own loss, which is
     also all that a pipeline stage can know.
 
-    The loss is part of no other loss: it only adds its gradient to the router's, on whatever path that comes.
-
-    Attributes:
-        factor: of the gradient, per token. 0 turns it off.
+    Nothing adds the loss to another one. It only adds its gradient to that of the router, wherever the layer is.
     """
 
     def __init__(self, experts: int) -> None:
-        self.factor = 0.0
-        self._experts = experts
+        self._experts, self._factor = experts, 0.0
+        self._masks: Iterator[Tensor] = iter(())
         self._totals: Tensor | None = None
+
+    def begin_step(self, factor: float, masks: Iterable[Tensor]) -> None:
+        """Begin an optimizer step.
+
+        Args:
+            factor: of the loss, per token; 0 for none.
+            masks: of each micro-batch, bool [batch, tokens], False for padding.
+        """
+        self._factor, self._masks = factor, iter(masks)
+
+    def next_mask(self) -> Tensor | None:
+        """The mask of the next micro-batch; None: it has no padding."""
+        return next(self._masks, None)
 
     def add(self, routing: Routing, counted: Tensor | None) -> Tensor:
         """Add a micro-batch; returns the routing's weights, whose gradient carries that of the loss.
 
         Args:
-            counted: bool [tokens], False for padding; None: there is none.
+            counted: bool [batch, tokens], False for padding; None: there is none. It is not used if the rows are longer,
+                by the virtual tokens of p-tuning.
         """
         with paddle.amp.auto_cast(False):
             probabilities, ones = routing.probabilities, paddle.ones_like(routing.weights)
-            if counted is not None:
+            if counted is not None and counted.size == len(routing.weights):
                 mask = counted.reshape([-1, 1]).astype("float32")
                 probabilities, ones = probabilities * mask, ones * mask
             with paddle.no_grad():
@@ -60,9 +72,9 @@ class LoadBalance:
             loss = (chosen * probabilities.sum(0)).sum() * (self._experts / tokens)  # of the sum of tokens
             totals = paddle.concat([chosen, paddle.stack([loss.detach(), tokens])]).astype("float64")
             self._totals = totals if self._totals is None else self._totals + totals
-            if not self.factor or loss.stop_gradient:
+            if not self._factor or loss.stop_gradient:
                 return routing.weights
-            return _AddLoss.apply(routing.weights, loss * self.factor)
+            return _AddLoss.apply(routing.weights, loss * self._factor)
 
     def pop(self) -> list[float]:
         """What was added since the last call: choices of each expert, sum of the losses of all tokens, tokens."""

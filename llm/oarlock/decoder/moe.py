@@ -23,6 +23,7 @@ from oarlock.decoder.linear import find_runs
 from oarlock.decoder.load_balance import LoadBalance
 from oarlock.decoder.mlp import GatedMLP
 from oarlock.decoder.router import Router, Routing, choose_experts
+from oarlock.errors import ModelError
 from oarlock.families.architecture import MLP, MoE
 from oarlock.parallel.expert_groups import find_expert_groups
 from oarlock.typing import Tensor
@@ -60,8 +61,8 @@ class MixtureOfExperts(nn.Layer):
         """An expert, whose part of the inner features is summed over tensor-parallel ranks with those of all others."""
         degree, rank, spec = self._config.tensor_parallel_degree, self._config.tensor_parallel_rank, self.spec.expert
         expert = GatedMLP(replace(spec, intermediate=spec.intermediate // degree), self._hidden, _UNSPLIT)
-        for parameter in expert.parameters():
-            if self._groups.degree > 1:  # Fleet neither broadcasts such parameters nor reduces their gradients
+        if self._groups.degree > 1:
+            for parameter in expert.parameters():  # Fleet neither broadcasts such ones nor reduces their gradients
                 parameter.no_sync = True
         if degree > 1:
             _mark_slices(expert, spec, self._hidden, degree, rank)
@@ -88,6 +89,10 @@ class MixtureOfExperts(nn.Layer):
         if self._config.sequence_parallel:
             mixed = ScatterOp.apply(mixed)
         return mixed if self.spec.shared is None else mixed + self._apply_shared(x)
+
+    def next_mask(self) -> Tensor | None:
+        """The mask of the micro-batch that a forward pass in training begins (recomputing it takes the same one)."""
+        return self.balance.next_mask() if self.training and paddle.is_grad_enabled() else None
 
     def _route(self, tokens: Tensor, counted: Tensor | None) -> Routing:
         router = self._sub_layers[self.spec.names[0]]
@@ -117,10 +122,17 @@ class MixtureOfExperts(nn.Layer):
 
     def _apply(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
         """Apply this rank's experts to rows [tokens, hidden] that are sorted by expert."""
-        experts = self.experts.values()
-        # Experts without tokens run too: their weights get gradients of zero, as the other ranks expect.
-        parts = paddle.split(rows, list(counts), axis=0)
-        return paddle.concat([expert(part) for expert, part in zip(experts, parts, strict=True)], axis=0)
+        sizes = [count for count in counts if count]
+        parts = iter(paddle.split(rows, sizes, axis=0) if len(sizes) > 1 else [rows])
+        found = []
+        for expert, count in zip(self.experts.values(), counts, strict=True):
+            if count:
+                found.append(expert(next(parts)))
+            elif paddle.is_grad_enabled():
+                # Without tokens its weights get gradients of zero, as optimizers and other ranks expect. (The backward
+                # pass of Paddle's matrix product fails without rows.)
+                found.append(expert(paddle.zeros([1, self._hidden], rows.dtype))[:0])
+        return paddle.concat(found, axis=0) if found else rows
 
     def _apply_traced(self, rows: Tensor, choices: Tensor) -> Tensor:
         """_apply() in a static graph, where the numbers of tokens are not known when it is made."""
@@ -141,14 +153,12 @@ class MixtureOfExperts(nn.Layer):
 
 def _mark_slices(expert: GatedMLP, spec: MLP, hidden: int, degree: int, rank: int) -> None:
     """Note which slices of the whole expert a tensor-parallel rank holds."""
+    if spec.bias:
+        raise ModelError("experts with biases can't be split among tensor-parallel ranks")
     *before, down = expert.sublayers()
     parts = (spec.intermediate,) * (2 if spec.packed else 1)
-    runs = find_runs(parts, degree, rank)
-    down.weight.tensor_slice = TensorSlice((spec.intermediate, hidden), 0, find_runs((spec.intermediate,), degree, rank))
     for layer in before:
-        layer.weight.tensor_slice = TensorSlice((hidden, sum(parts)), 1, runs)
-        if layer.bias is not None:
-            layer.bias.tensor_slice = TensorSlice((sum(parts),), 0, runs)
-            layer.bias.is_distributed = True
-    for layer in (*before, down):
-        layer.weight.is_distributed = True
+        layer.weight.tensor_slice = TensorSlice((hidden, sum(parts)), 1, find_runs(parts, degree, rank))
+    down.weight.tensor_slice = TensorSlice((spec.intermediate, hidden), 0, find_runs(parts[:1], degree, rank))
+    for parameter in expert.parameters():
+        parameter.is_distributed = True
