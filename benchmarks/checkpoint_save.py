@@ -65,16 +65,17 @@ def rank_main(folder: Path, saves: int, steps: int) -> int:
     measured: list[dict[str, Any]] = []
     step_starts: list[float] = []
 
-    def save(writer: Any, *arguments: Any) -> None:
+    def save(writer: Any, state: Any, *arguments: Any) -> None:
         writer.background = len(measured) % 2 == 1
-        row: dict[str, Any] = {"background": writer.background, "start": time.perf_counter()}
+        row: dict[str, Any] = {"background": writer.background, "step": state.global_step, "start": time.perf_counter()}
         measured.append(row)
-        really_save(writer, *arguments)
+        really_save(writer, state, *arguments)
         row["stall"] = time.perf_counter() - row["start"]
 
-    def report_end(writer: Any, *arguments: Any) -> None:
-        really_report(writer, *arguments)
-        measured[-1]["exists"] = time.perf_counter()
+    def report_end(writer: Any, saved: Any, *arguments: Any) -> None:
+        really_report(writer, saved, *arguments)
+        row = next(row for row in measured if row["step"] == saved.manifest.step)  # the next save may have begun
+        row["exists"] = time.perf_counter()
 
     def step(*arguments: Any, **keywords: Any) -> Any:
         step_starts.append(time.perf_counter())

@@ -47,8 +47,11 @@ def show_data(section: FinetuneDataSection, tokenizer_name: str, num: int, max_s
         example = row.encoded.to_example()
         trained = sum(label != IGNORE_INDEX for label in example.labels)
         note = ", truncated" if example.truncated else ""
-        spelled = _count_spelled(row.encoded, tokenizer)
-        note += f", {spelled} special tokens spelled as text" if spelled > 0 else ""
+        if spellings := list_special_spellings(tokenizer):
+            special = set(tokenizer.convert_tokens_to_ids(list(spellings)))
+            text = tokenizer.decode(list(row.encoded.ids), skip_special_tokens=False)
+            spelled = len(compile_spellings(spellings).findall(text)) - sum(id_ in special for id_ in row.encoded.ids)
+            note += f", {spelled} special tokens spelled as text" if spelled > 0 else ""
         print(f"--- example {number}, {name}:{row.line}: {len(row.encoded.ids)} tokens, {trained} trained on{note}")
         print(mark_trained(row.encoded, tokenizer, color) + "\n")
     if counts.bad:
@@ -106,13 +109,3 @@ def mark_trained(example: Encoded | Example, tokenizer: Any, color: bool) -> str
                 parts.append(f"{_DIM}{text}{_OFF}" if color else text)
             start = i
     return "".join(parts)
-
-
-def _count_spelled(encoded: Encoded, tokenizer: Any) -> int:
-    """Count the special tokens that an example spells as ordinary text."""
-    spellings = list_special_spellings(tokenizer)
-    if not spellings:
-        return 0
-    special = set(tokenizer.convert_tokens_to_ids(list(spellings)))
-    found = compile_spellings(spellings).findall(tokenizer.decode(list(encoded.ids), skip_special_tokens=False))
-    return len(found) - sum(token in special for token in encoded.ids)

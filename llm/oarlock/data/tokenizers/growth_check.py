@@ -73,9 +73,17 @@ def _walk_objects(part: Any) -> Iterator[dict[str, Any]]:
 
 
 def _bound_growth(part: Mapping[str, Any], name: str) -> int:
-    """Return an upper bound of the output bytes per input byte of a part."""
+    """Return an upper bound of the output bytes per input byte of a part.
+
+    Raises:
+        ValueError: if a normalizer's table can't contain its trie. The library would allocate it unchecked.
+    """
     if isinstance(table := part.get("precompiled_charsmap"), str):
-        return _measure_longest_entry(table)
+        content = base64.b64decode(table, validate=True)  # size of a trie, the trie, NUL-terminated texts
+        size = int.from_bytes(content[:4], "little")
+        if size % 4 or not 0 < size <= len(content) - 4:
+            raise ValueError(f"its trie has {size:,} bytes, but the table only {len(content):,}")
+        return max(1, *map(len, content[4 + size :].split(b"\0")))
     kind, text, pattern = part.get("type"), part.get("content"), part.get("pattern")
     if kind == "ByteLevel" and name != "decoder":
         return 2  # each byte becomes a letter of one or two bytes
@@ -91,16 +99,3 @@ def _bound_growth(part: Mapping[str, Any], name: str) -> int:
         shortest = 0
     # A pattern that may match an empty string inserts the text between all characters.
     return max(1, size) if shortest > 0 else size + 1
-
-
-def _measure_longest_entry(table: str) -> int:
-    """Return the bytes of the longest text in a normalizer's table (size of a trie, the trie, NUL-terminated texts).
-
-    Raises:
-        ValueError: if the table can't contain a trie of that size. The library would allocate it unchecked.
-    """
-    content = base64.b64decode(table, validate=True)
-    size = int.from_bytes(content[:4], "little")
-    if size % 4 or not 0 < size <= len(content) - 4:
-        raise ValueError(f"its trie has {size:,} bytes, but the table only {len(content):,}")
-    return max(1, *map(len, content[4 + size :].split(b"\0")))
