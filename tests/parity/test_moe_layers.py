@@ -26,7 +26,10 @@ SPECS = {
         bias_corrected=True, shared=MLP(48),
     ),
 }  # fmt: skip
-ALONE = SimpleNamespace(tensor_parallel_degree=1, tensor_parallel_rank=0, sequence_parallel=False)
+ALONE = SimpleNamespace(
+    tensor_parallel_degree=1, tensor_parallel_rank=0, expert_parallel_degree=1, expert_parallel_rank=0,
+    sequence_parallel=False,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ class _AllToAll(PyLayer):
 
 def _exchange(rows: Tensor, sent: list[int], received: list[int], group: Any) -> Tensor:
     out = paddle.empty([sum(received), *rows.shape[1:]], rows.dtype)
-    dist.alltoall_single(out, rows.contiguous(), received, sent, group=group)
+    dist.alltoall_single(out, rows.contiguous(), sent, received, group=group)
     return out
 
 

@@ -42,11 +42,11 @@ class MixtureOfExperts(nn.Layer):
     def __init__(self, spec: MoE, hidden: int, config: Any) -> None:
         super().__init__()
         self.spec, self._hidden, self._config = spec, hidden, config
-        self._groups = find_expert_groups()
+        self._is_divided = config.expert_parallel_degree > 1
         router, shared = spec.names
         self.add_sublayer(router, Router(spec, hidden))
-        share = spec.experts // self._groups.degree
-        first = self._groups.rank * share
+        share = spec.experts // config.expert_parallel_degree
+        first = config.expert_parallel_rank * share
         self.experts = nn.LayerDict({str(i): self._make_expert() for i in range(first, first + share)})
         if spec.shared is not None:
             self.add_sublayer(shared, GatedMLP(spec.shared, hidden, config))
@@ -61,7 +61,7 @@ class MixtureOfExperts(nn.Layer):
         """An expert, whose part of the inner features is summed over tensor-parallel ranks with those of all others."""
         degree, rank, spec = self._config.tensor_parallel_degree, self._config.tensor_parallel_rank, self.spec.expert
         expert = GatedMLP(replace(spec, intermediate=spec.intermediate // degree), self._hidden, _UNSPLIT)
-        if self._groups.degree > 1:
+        if self._is_divided:
             for parameter in expert.parameters():  # Fleet neither broadcasts such ones nor reduces their gradients
                 parameter.no_sync = True
         if degree > 1:
@@ -111,10 +111,12 @@ class MixtureOfExperts(nn.Layer):
             found = self._apply_traced(rows, choices)
         else:
             counts = paddle.bincount(choices, minlength=self.spec.experts)
-            if self._groups.degree == 1:
+            if not self._is_divided:
                 found = self._apply(rows, counts.tolist())
             else:
-                exchange = TokenExchange(counts, self._groups.exchange)
+                groups = find_expert_groups()
+                assert groups is not None
+                exchange = TokenExchange(counts, groups.exchange)
                 found = exchange.send_back(self._apply(exchange.send(rows), exchange.counts))
         found = paddle.gather(found, paddle.argsort(order)).reshape([-1, self.spec.top_k, self._hidden])
         weights = routing.weights.astype(found.dtype).unsqueeze(1)
@@ -124,7 +126,8 @@ class MixtureOfExperts(nn.Layer):
         """Apply this rank's experts to rows [tokens, hidden] that are sorted by expert."""
         sizes = [count for count in counts if count]
         parts = iter(paddle.split(rows, sizes, axis=0) if len(sizes) > 1 else [rows])
-        found = []
+        # Without any rows, their backward pass runs too: it has an exchange in which the other ranks wait for this one.
+        found = [] if sizes else [rows]
         for expert, count in zip(self.experts.values(), counts, strict=True):
             if count:
                 found.append(expert(next(parts)))
@@ -132,7 +135,7 @@ class MixtureOfExperts(nn.Layer):
                 # Without tokens its weights get gradients of zero, as optimizers and other ranks expect. (The backward
                 # pass of Paddle's matrix product fails without rows.)
                 found.append(expert(paddle.zeros([1, self._hidden], rows.dtype))[:0])
-        return paddle.concat(found, axis=0) if found else rows
+        return paddle.concat(found, axis=0)
 
     def _apply_traced(self, rows: Tensor, choices: Tensor) -> Tensor:
         """_apply() in a static graph, where the numbers of tokens are not known when it is made."""

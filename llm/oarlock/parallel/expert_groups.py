@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,44 +14,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExpertGroups:
-    """How this rank's experts are divided.
+    """Paddle's groups of this rank.
 
     Attributes:
-        degree: number of ranks that divide a layer's experts among them.
-        rank: this rank's place among them. It holds the experts from rank * experts / degree on.
-        exchange: Paddle's group of these ranks, which send each other tokens; None if there is only this one.
-        copies: Paddle's group of the ranks that hold the same experts; None if there is only this one.
+        exchange: the ranks that divide the experts of a layer among them, and send each other tokens.
+        copies: the ranks that hold the same experts; None if there is only this one.
     """
 
-    degree: int = 1
-    rank: int = 0
-    exchange: Any = None
-    copies: Any = None
+    exchange: Any
+    copies: Any
 
 
-_NO_GROUPS = ExpertGroups()
-_current = _NO_GROUPS
+_current: ExpertGroups | None = None
 
 
 def make_expert_groups(plan: ParallelPlan) -> None:
     """Make the groups of a plan. Every rank has to call it, after Fleet made its own."""
     global _current
-    _current = _NO_GROUPS
-    if plan.expert == 1:
-        return
+    _current = None
+    if plan.expert > 1:
+        _current = ExpertGroups(_make_groups(plan.expert_groups()), _make_groups(plan.expert_copies()))
+
+
+def find_expert_groups() -> ExpertGroups | None:
+    """The groups of this run; None if its plan does not divide experts."""
+    return _current
+
+
+def _make_groups(groups: Sequence[Sequence[int]]) -> Any:
+    """Make groups of several ranks each; returns the one with this rank, if any."""
     import paddle.distributed as dist
 
-    # Paddle makes a group only if all ranks ask for it, and in the same order.
-    exchange, copies = (
-        [(ranks, dist.new_group(ranks) if len(ranks) > 1 else None) for ranks in groups]
-        for groups in (plan.expert_groups(), plan.expert_copies())
-    )
-    mine = rank()
-    ranks, group = next(each for each in exchange if mine in each[0])
-    of_copies = next(group for ranks, group in copies if mine in ranks)
-    _current = ExpertGroups(plan.expert, ranks.index(mine), group, of_copies)
-
-
-def find_expert_groups() -> ExpertGroups:
-    """The groups of this run; one rank holds all experts if the plan does not divide them."""
-    return _current
+    mine = None
+    for ranks in groups:
+        if len(ranks) > 1:
+            group = dist.new_group(list(ranks))  # on all ranks, in the same order
+            mine = group if rank() in ranks else mine
+    return mine

@@ -69,6 +69,12 @@ def degree_problems(parallel: ParallelSection, tensor: int, pipeline: int, world
             f"--sharding_parallel_degree {given} does not divide the {left} rank{'s' * (left > 1)} that tensor "
             f"{tensor} x pipeline {pipeline} leave of {world_size}; nearest: {nearest(given, divisors(left))}"
         )
+    elif (left := world_size // (tensor * pipeline)) % max(1, parallel.expert_parallel_degree):
+        problems.append(
+            f"--expert_parallel_degree {parallel.expert_parallel_degree} does not divide the {left} "
+            f"rank{'s' * (left > 1)} that tensor {tensor} x pipeline {pipeline} leave of {world_size}; nearest: "
+            f"{nearest(parallel.expert_parallel_degree, divisors(left))}"
+        )
     return problems
 
 
@@ -115,6 +121,11 @@ def plan_problems(plan: ParallelPlan) -> Iterator[str]:
             f"--sharding stage3 can't be combined with --pipeline_parallel_degree {plan.pipeline}: Fleet does not "
             "support it, and each micro-batch would gather the parameters of its stage twice, forward and backward; "
             "nearest: --sharding stage2"
+        )
+    if plan.expert > 1 and plan.stage > 1:
+        yield (
+            f"--sharding stage{plan.stage} can't be combined with --expert_parallel_degree {plan.expert}: gradients and "
+            "parameters of experts belong to some of the sharding ranks only; nearest: --sharding stage1"
         )
     stages, chunks, count = plan.pipeline, plan.virtual_pipeline, plan.micro_batches
     if chunks == 1:

@@ -15,7 +15,8 @@ from oarlock.families.architecture import MLP, Architecture, Attention, DecoderB
 HIDDEN, EXPERTS = 16, 8
 SPEC = MoE(EXPERTS, 2, MLP(24), aux_loss=0.1)
 CONFIG = SimpleNamespace(
-    tensor_parallel_degree=1, tensor_parallel_rank=0, sequence_parallel=False, use_fused_rms_norm=False,
+    tensor_parallel_degree=1, tensor_parallel_rank=0, expert_parallel_degree=1, expert_parallel_rank=0,
+    sequence_parallel=False, use_fused_rms_norm=False,
     use_flash_attention=False, recompute_granularity="full", recompute_use_reentrant=False,
 )  # fmt: skip
 
