@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,9 +60,7 @@ def run_rank(ranks: int, tensor: int, expert: int, sequence: bool, folder: Path)
             values = whole_weights[name].numpy()
             parameter.set_value(np.ascontiguousarray(values if piece is None else piece.cut(values)))
         random = np.random.default_rng(2)
-        inputs, upstream = (
-            np.abs(random.standard_normal((plan.data, TOKENS, HIDDEN), np.float32)) for _ in range(2)
-        )
+        inputs, upstream = (np.abs(random.standard_normal((plan.data, TOKENS, HIDDEN), np.float32)) for _ in range(2))
         everything = paddle.to_tensor(inputs, stop_gradient=False)
         expected = whole(everything)
         expected.backward(paddle.to_tensor(upstream))

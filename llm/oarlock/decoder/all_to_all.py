@@ -55,7 +55,7 @@ class TokenExchange:
         self._order, self._inverse = paddle.to_tensor(order), paddle.to_tensor(np.argsort(order))
 
     def send(self, rows: Tensor) -> Tensor:
-        """[this rank's tokens, hidden], sorted by expert -> [tokens of this rank's experts, hidden], sorted by expert."""
+        """[this rank's tokens, hidden] -> [tokens of this rank's experts, hidden], both sorted by expert."""
         arrived = _AllToAll.apply(rows, self._sent, self._received, self._group)
         return paddle.index_select(arrived, self._order)
 

@@ -66,7 +66,14 @@ class ParallelPlan:
     length_multiple: int = 1
 
     def __post_init__(self) -> None:
-        counts = (*self.shape, self.expert, self.virtual_pipeline, self.micro_batches, self.micro_batch_size, self.length_multiple)
+        counts = (
+            *self.shape,
+            self.expert,
+            self.virtual_pipeline,
+            self.micro_batches,
+            self.micro_batch_size,
+            self.length_multiple,
+        )
         if min(counts) < 1:
             raise ValueError(f"degrees and batch sizes must be at least 1: {self}")
         if math.prod(self.shape) != self.world_size:

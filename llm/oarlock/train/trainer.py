@@ -30,6 +30,7 @@ from oarlock.train.group_sharding import shard_pipeline_gradients, wrap_group_sh
 from oarlock.train.intervals import Progress, due_actions
 from oarlock.train.on_train_begin import CallOnTrainBegin, EndedBeforeFirstStep
 from oarlock.train.optim.clip import GlobalNormClip
+from oarlock.train.optim.divided_experts import DividedExperts
 from oarlock.train.optim.optimizer import configure_optimizer
 from oarlock.train.optim.schedule import make_scheduler
 from oarlock.train.optim.seeds import seed_step
@@ -95,7 +96,7 @@ class OarlockTrainer(Trainer):
         self.progress = Progress.from_manifest(resume.manifest) if resume else Progress()
         self.meter = Meter(flops, self.args.world_size, find_device_peak())
         self.clip = GlobalNormClip(config.optimizer.max_grad_norm)
-        self.expert_balance = ExpertBalance(self.model, plan)
+        self.expert_balance, self.experts = ExpertBalance(self.model, plan), DividedExperts(self.model, plan)
         self.sharded_gradients: ShardedGradients | None = None  # stage 2 under a pipeline
         self._micro_batches: list[Batch] = []
         self._handled_step, self._step_lr, self._stopping = -1, 0.0, False
@@ -131,6 +132,7 @@ class OarlockTrainer(Trainer):
                 wrapped, self.optimizer = wrap_group_sharded(model, self.optimizer, self.plan, self.config)
             else:
                 wrapped = super()._wrap_model(model)
+                self.experts.leave_out_of(self.optimizer)
             if self.plan.sharding_strategy == "gradients_hooked":
                 self.sharded_gradients = shard_pipeline_gradients(model, self.optimizer)
         self.shards.bind(wrapped, self.optimizer)
@@ -176,10 +178,8 @@ class OarlockTrainer(Trainer):
         self.criterion.normalizer = max(1, trained) / self.data_ranks.replicas
         if self.plan.pipeline > 1 or self._enable_delay_scale_loss():  # Fleet divides by the number of micro-batches
             self.criterion.normalizer /= len(micro_batches)
-        scale = float(self.grad_scaler._scale) if self.grad_scaler is not None else 1.0
-        if self._enable_delay_scale_loss():  # the Trainer divides the gradients instead
-            scale *= len(micro_batches)
-        self.expert_balance.begin_step(micro_batches, lengths, tokens / self.data_ranks.replicas, scale)
+        scaler, delayed = self.grad_scaler, self._enable_delay_scale_loss()
+        self.expert_balance.begin_step(micro_batches, lengths, tokens / self.data_ranks.replicas, scaler, delayed)
         self.meter.count(tokens)
         at = self.plan.coordinates(rank())
         seed_step(self.config.runtime.seed, self.state.global_step, self.data_ranks.replica, at.tensor, at.pipeline)
@@ -192,6 +192,7 @@ class OarlockTrainer(Trainer):
         if self.sharded_gradients is not None:
             self.sharded_gradients.finish()
         self.data_ranks.reduce_gradients(model)
+        self.experts.reduce_gradients()
         return loss
 
     def _forward_backward(self, model: nn.Layer, batch: Batch) -> paddle.Tensor:

@@ -28,7 +28,9 @@ class ExpertBalance:
         self._num_mixtures = sum(isinstance(block.mlp, MoE) for block in blocks)  # of all pipeline stages
         self._plan = plan
 
-    def begin_step(self, micro_batches: Sequence[Any], lengths: Sequence[Any], tokens: float, scale: float) -> None:
+    def begin_step(
+        self, micro_batches: Sequence[Any], lengths: Sequence[Any], tokens: float, scaler: Any, delayed: bool
+    ) -> None:
         """Weight the loss of the step's micro-batches by their tokens, as the loss of one large batch.
 
         Layers have equal shares, as in transformers, so that its factors mean the same here.
@@ -36,16 +38,16 @@ class ExpertBalance:
         Args:
             lengths: of the rows of each micro-batch without padding, int64 [batch].
             tokens: of all micro-batches of the step, per data-parallel replica.
-            scale: factor of all gradients.
+            scaler: GradScaler of fp16 loss scaling, or None.
+            delayed: the Trainer will divide the gradients by the number of micro-batches.
         """
         if not self._mixtures:
             return
+        scale = (1.0 if scaler is None else float(scaler._scale)) * (len(micro_batches) if delayed else 1)
         widths = [batch["input_ids"].shape[1] for batch in micro_batches]
         if self._plan.pipeline > 1:  # see pipeline_step
             widths = [max(widths)] * len(widths)
-        masks = [
-            paddle.arange(width) < length.reshape([-1, 1]) for width, length in zip(widths, lengths, strict=True)
-        ]
+        masks = [paddle.arange(width) < length.reshape([-1, 1]) for width, length in zip(widths, lengths, strict=True)]
         for mixture in self._mixtures:
             mixture.balance.begin_step(mixture.spec.aux_loss * scale / (self._num_mixtures * max(1.0, tokens)), masks)
 
