@@ -73,9 +73,12 @@ class SelfAttention(nn.Layer):
                 self.sinks.tensor_slice = TensorSlice((spec.heads,), 0, find_runs((spec.heads,), degree, rank))
         self.enable_recompute = False  # set by PretrainedModel.recompute_enable()
 
-    def forward(
-        self, x: Tensor, given: Pass, past: KeysAndValues | None = None
-    ) -> tuple[Tensor, KeysAndValues | None]:
+    @property
+    def output_projection(self) -> nn.Layer:
+        """The last matrix of the residual branch."""
+        return self.o_proj
+
+    def forward(self, x: Tensor, given: Pass, past: KeysAndValues | None = None) -> tuple[Tensor, KeysAndValues | None]:
         """[batch, tokens, hidden] -> the same shape, and keys and values if `given` asks for them.
 
         Under sequence parallelism [batch x tokens / ranks, hidden].
@@ -110,9 +113,7 @@ class SelfAttention(nn.Layer):
             query, key = rotate(query, key, spec.rope, given.positions, given.length)
         if past is not None:
             key, value = paddle.concat([past[0], key], axis=1), paddle.concat([past[1], value], axis=1)
-        found = self._run(
-            query, key, value, given.mask, self.sinks if spec.sinks else None
-        )
+        found = self._run(query, key, value, given.mask, self.sinks if spec.sinks else None)
         flat = [0, 0, -1] if len(shape) == 3 else [-1, shape[-1]]
         return found.reshape(flat), (key, value) if given.use_cache else None
 
