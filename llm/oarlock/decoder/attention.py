@@ -106,7 +106,10 @@ class SelfAttention(nn.Layer):
         spec, shape = self.spec, query.shape
         if spec.qk_norm == "all_heads":
             query, key = self.q_norm(query), self.k_norm(key)
-        query, key, value = (self._split_heads(states, given) for states in (query, key, value))
+        query, key, value = (
+            states.reshape([*([-1, given.tokens] if states.ndim == 2 else [0, 0]), heads, spec.head_dim])
+            for states, heads in ((query, self.heads), (key, self.kv_heads), (value, self.kv_heads))
+        )
         if spec.qk_norm == "head":
             query, key = self._norm_heads(query, self.q_norm), self._norm_heads(key, self.k_norm)
         if spec.rope is not None:
@@ -116,11 +119,6 @@ class SelfAttention(nn.Layer):
         found = self._run(query, key, value, given.mask, self.sinks if spec.sinks else None)
         flat = [0, 0, -1] if len(shape) == 3 else [-1, shape[-1]]
         return found.reshape(flat), (key, value) if given.use_cache else None
-
-    def _split_heads(self, states: Tensor, given: Pass) -> Tensor:
-        """[batch, tokens, heads x size] (flattened under sequence parallelism) -> [batch, tokens, heads, size]."""
-        rows = [-1, given.tokens] if states.ndim == 2 else [0, 0]
-        return states.reshape([*rows, -1, self.spec.head_dim])
 
     def _norm_heads(self, states: Tensor, norm: RMSNorm) -> Tensor:
         if self.config.tensor_parallel_degree == 1:

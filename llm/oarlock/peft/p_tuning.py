@@ -155,7 +155,7 @@ def _wrap_forward(forward: Callable[..., Any], number: int) -> Callable[..., Any
         named["input_ids"] = _insert(ids, first, paddle.full([number], _VIRTUAL, ids.dtype))
         outputs = forward(**named)
         # Drop the logits of the virtual tokens (and as many of the padding on the left).
-        if isinstance(outputs, paddle.Tensor):
+        if isinstance(outputs, (paddle.Tensor, DeferredLogits)):
             return outputs[:, number:]
         if isinstance(outputs, tuple):
             return (outputs[0][:, number:], *outputs[1:])
