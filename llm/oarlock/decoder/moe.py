@@ -42,7 +42,9 @@ class MixtureOfExperts(nn.Layer):
     def __init__(self, spec: MoE, hidden: int, config: Any) -> None:
         super().__init__()
         self.spec, self._hidden, self._config = spec, hidden, config
-        degree, rank = (getattr(config, f"expert_parallel_{name}", value) for name, value in (("degree", 1), ("rank", 0)))
+        degree, rank = (
+            getattr(config, f"expert_parallel_{name}", value) for name, value in (("degree", 1), ("rank", 0))
+        )
         self._is_divided = degree > 1
         router, shared = spec.names
         self.add_sublayer(router, Router(spec, hidden))

@@ -16,6 +16,7 @@ from paddle import nn
 from paddlenlp.transformers.model_utils import dtype_guard
 
 from oarlock.compat.model_forward import named_arguments, set_forward
+from oarlock.ops.linear_cross_entropy import DeferredLogits
 
 
 @dataclass(frozen=True)
