@@ -94,14 +94,15 @@ class DecoderLayer(nn.Layer):
             normed, total, _ = fused_add_rms_norm(attended, kept, second.scale, second.epsilon)
             return total + self._feed_forward(normed, given)
         attention, mlp = self.self_attn, self._sub_layers[self.spec.mlp_name]
-        projections = attention.q_proj, attention.k_proj, attention.v_proj
-        *states, kept, _ = fused_layer_start(x, first.scale, *(one.weight for one in projections), first.epsilon)
-        biased = [
-            state if one.bias is None else state + one.bias for state, one in zip(states, projections, strict=True)
-        ]
-        attended, _ = attention.attend(*biased, given)
-        weights = (linear.weight for linear in mlp._sub_layers.values())
-        return fused_layer_end(attended, kept, attention.o_proj.weight, second.scale, *weights, second.epsilon)
+        q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
+        *states, kept, _ = fused_layer_start(x, first.scale, q.weight, k.weight, v.weight, first.epsilon)
+        query, key, value = (
+            state if one.bias is None else state + one.bias for state, one in zip(states, (q, k, v), strict=True)
+        )
+        attended, _ = attention.attend(query, key, value, given)
+        gate, up, down = (linear.weight for linear in mlp._sub_layers.values())
+        output = attention.o_proj.weight
+        return fused_layer_end(attended, kept, output, second.scale, gate, up, down, second.epsilon)
 
     def _trains_whole(self, x: Tensor) -> bool:
         """Whether custom_ops/decoder_layer fits: SwiGLU, and plain linear layers that are all trained."""

@@ -10,7 +10,7 @@ import paddle
 import pytest
 
 from oarlock.decoder.moe import MixtureOfExperts
-from oarlock.families.architecture import MLP, Architecture, Attention, DecoderBlock, MoE
+from oarlock.families.architecture import MLP, MoE
 
 HIDDEN, EXPERTS = 16, 8
 SPEC = MoE(EXPERTS, 2, MLP(24), aux_loss=0.1)
