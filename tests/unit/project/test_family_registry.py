@@ -1,4 +1,4 @@
-"""What differs between model families is data in oarlock.families; no other code names one."""
+"""The differences between model families are data in oarlock.families; no other code names one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ELSEWHERE = {
 
 
 def names_in(path: Path) -> set[str]:
-    """The families that a file names in a string of its own."""
+    """The families named in string literals of a file."""
     constants = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
     return constants & {*FAMILIES, *BROKEN}
 
@@ -31,7 +31,7 @@ def test_no_file_outside_the_registry_names_a_family():
     assert found.keys() == ELSEWHERE.keys(), f"what is special about a family belongs into oarlock/families: {found}"
 
 
-def test_every_family_has_a_file_of_its_name():
+def test_every_family_has_a_file_with_its_name():
     files = {path.stem for path in (PACKAGE / "families").glob("*.py")}
     assert files - set(FAMILIES) == {"__init__", "family", "registry", "model_sizes", "shared"}
     assert set(FAMILIES) <= files
