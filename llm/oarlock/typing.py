@@ -1,4 +1,4 @@
-"""Types that stand for Paddle's, whose own have no annotations."""
+"""Types for the objects of Paddle, which has no annotations."""
 
 from typing import Any
 

@@ -148,7 +148,10 @@ def test_sentences_are_counted_without_code_and_tables(tmp_path):
 
 def test_words_of_a_dialect_are_found_in_strings_and_comments_alone(tree):
     made = tree(
-        {"a.py": '# The file stands beside it.\nbeside = "a model beside another"\nprint("gone with 2 values")\n'}
+        {
+            "a.py": '# The file stands beside it.\nbeside = "a model beside another"\nprint("gone with 2 values")\n',
+            "b.py": 'x = "house 房子"\n',
+        }
     )
     assert [line.split(": ")[0] for line in words.dialect_of_code(made)] == ["a.py:2 string", "a.py:1 comment"]
 

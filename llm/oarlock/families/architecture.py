@@ -1,6 +1,6 @@
 """What a decoder is made of, as plain data: the value that a family's record makes from a configuration.
 
-oarlock.models.decoder builds the model from it, and everything that has to know a part (the fused decoder, exports, the
+oarlock.decoder builds the model from it, and everything that has to know a part (the fused decoder, exports, the
 plan, counts of parameters) reads it here. Nothing in this file needs Paddle.
 """
 
@@ -21,7 +21,7 @@ class Rope:
         theta: base of the frequencies.
         dim: rotated components of a head; the rest of it passes unchanged (partial rotary embedding).
         max_positions: positions that the model was made for.
-        kind: how frequencies are scaled (oarlock.models.decoder.rotary has the formulas and their sources).
+        kind: how frequencies are scaled (oarlock.decoder.rotary has the formulas and their sources).
         scaling: numbers of that kind, by transformers' names (factor, low_freq_factor, short_factor, ...).
         interleaved: components 2i and 2i + 1 are rotated together (GLM, DeepSeek), instead of i and i + dim / 2.
     """
@@ -48,6 +48,7 @@ class Attention:
         window: tokens that a query sees, itself included; None for all.
         soft_cap: scores become soft_cap * tanh(scores / soft_cap).
         sinks: each head has a learned score of a key without a value (gpt-oss).
+        dropout: of the attention weights in training.
         packed: one matrix holds q, k and v: "blocks" for [q | k | v] (Phi-3), "groups" for [its q | k | v] per head of
             keys and values (PaddleNLP's --fuse_attention_qkv).
     """
@@ -63,6 +64,7 @@ class Attention:
     window: int | None = None
     soft_cap: float | None = None
     sinks: bool = False
+    dropout: float = 0.0
     packed: Literal["", "blocks", "groups"] = ""
 
 
@@ -96,9 +98,9 @@ class MLP:
     """A gated feed-forward: (activation(x gate) * (x up)) down (https://arxiv.org/abs/2002.05202).
 
     Attributes:
-        activation: a key of oarlock.models.decoder.mlp.ACTIVATIONS.
+        activation: a key of oarlock.decoder.mlp.ACTIVATIONS.
         packed: one matrix holds [gate | up].
-        names: of gate, up and down in the files.
+        names: of gate, up and down in the files. The first one is that of the packed matrix.
     """
 
     intermediate: int

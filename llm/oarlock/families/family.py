@@ -123,7 +123,7 @@ class Family:
         free_head_dim: the size of a head is a field of its own, not hidden size / heads.
         head_size_multiple: what the size of a head has to be divisible by.
         never_tied: the output layer never shares the embedding's weights, whatever tie_word_embeddings says.
-        padded_embedding: the embedding is told which row is padding.
+        padded_embedding: the embedding is given the row of the padding token.
         layer_tables: what every layer precomputes for max_position_embeddings: rotary tables, or a causal mask.
         sliding_window: which layers look back over `sliding_window` tokens only.
         untied_heads: (output layer, embedding) in the names of either layout, where a folder may store both.

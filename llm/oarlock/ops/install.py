@@ -20,7 +20,7 @@ from oarlock.ops import library
 from oarlock.ops.adamw import fused_adamw
 from oarlock.ops.linear_cross_entropy import DeferredLogits
 from oarlock.ops.malloc import keep_freed_memory
-from oarlock.ops.patch import Function, fits
+from oarlock.ops.patch import Function, enable, fits
 from oarlock.ops.rms_norm import fused_rms_norm
 from oarlock.ops.rotary import fused_rotary
 from oarlock.ops.self_check import check_attention, check_norms, check_training_ops
@@ -143,11 +143,13 @@ def install() -> bool:
     check_attention()
     keep_freed_memory()
     _applied.apply(PATCHES)
+    enable(True)
     return True
 
 
 def uninstall() -> None:
     """Put the originals back."""
+    enable(False)
     _applied.restore()
 
 

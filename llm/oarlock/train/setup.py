@@ -97,6 +97,9 @@ def choose_matmul_library(recorded: str | None) -> None:
     wanted = recorded if recorded in matmul_library.TITLES and not matmul_library.requested_library() else best
     problem = matmul_library.use_library(wanted)
     found = matmul_library.find_library_in_use()
+    if found == matmul_library.MKL != wanted:
+        # The fused operators too: a resumed run, which reads MKL in the checkpoint, multiplies everything with it.
+        problem = matmul_library.use_library(found) or problem or "Paddle has multiplied before in this process"
     if problem:
         log_once(f"{matmul_library.TITLES[wanted]} is not available for matrix multiplication: {problem}")
     if recorded and found and found != recorded:

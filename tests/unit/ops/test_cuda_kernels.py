@@ -66,7 +66,8 @@ def test_flags_name_the_architectures():
 def run_on_cpu(python, folder, *changes):
     """The GPU benchmark's own comparisons with float64, of the kernels as cuda_on_cpu/ runs them; changes to their
     sources are made first."""
-    sources = {name: (build.HERE / name).read_text() for name in (*build.CUDA_KERNELS, "common/cuda.cuh")}
+    headers = [str(path.relative_to(build.HERE)) for path in build.HERE.glob("*/*.cuh")]
+    sources = {name: (build.HERE / name).read_text() for name in (*build.CUDA_KERNELS, *headers)}
     for name, old, new in changes:
         assert sources[name].count(old) == 1, old
         sources[name] = sources[name].replace(old, new)
@@ -106,7 +107,7 @@ def test_they_are_right_on_a_cpu(parity_python, tmp_path):
             "results depend on the order of the threads",
         ),
         (
-            (build.CUDA_KERNELS[0], "(col < cols) {\n        const Pack<X, N> given", "(col <= cols) {\n        const Pack<X, N> given"),
+            ("rms_norm/forward_kernels.cuh", "(col < cols) {\n        const Pack<X, N> given", "(col <= cols) {\n        const Pack<X, N> given"),
             "an access outside of a tensor",
         ),
     ],

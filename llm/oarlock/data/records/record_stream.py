@@ -129,7 +129,13 @@ class FileRecords:
         if self.source.format in ("json", "csv", "tsv"):
             read = read_json_list if self.source.format == "json" else read_table
             for records, consumed in read(self.source):
-                yield ItemBatch([(line, _try_record(record)) for line, record in records], consumed)
+                items: list[Item] = []
+                for line, record in records:
+                    try:
+                        items.append((line, _check_record(parse_cells(record))))
+                    except ValueError as error:
+                        items.append((line, error))
+                yield ItemBatch(items, consumed)
         elif self.source.format == "parquet":
             with name_errors(self.source):
                 for batch in read_parquet_batches(self.source):
@@ -137,7 +143,16 @@ class FileRecords:
         elif self.source.format == "txt":
             yield from _read_text_parts(self.source)
         else:
-            yield from map(_parse_lines, read_line_batches(self.source))
+            for batch in read_line_batches(self.source):
+                items = []
+                for number, text in enumerate(batch.data.split(b"\n"), batch.first_line):
+                    if text.strip():
+                        try:
+                            record = parse_json_line(text)
+                            items.append((number, _check_record(record) if b"\\u" in text else record))
+                        except ValueError as error:
+                            items.append((number, error))
+                yield ItemBatch(items, batch.consumed)
 
     def digest(self, notes: Path) -> str:
         """Return a digest of the bytes and of the format."""
@@ -150,26 +165,6 @@ def _read_first_character(source: Source) -> bytes:
             if text := block.lstrip():
                 return text[:1]
     return b""
-
-
-def _parse_lines(batch: Batch) -> ItemBatch:
-    items: list[Item] = []
-    for number, line in enumerate(batch.data.split(b"\n"), batch.first_line):
-        if line.strip():
-            try:
-                record = parse_json_line(line)
-                items.append((number, _check_record(record) if b"\\u" in line else record))
-            except ValueError as error:
-                items.append((number, error))
-    return ItemBatch(items, batch.consumed)
-
-
-def _try_record(item: Any) -> Any:
-    """Return a record of a table or list, or a ValueError that describes its problem."""
-    try:
-        return _check_record(parse_cells(item))
-    except ValueError as error:
-        return error
 
 
 def parse_cells(item: Any) -> Any:

@@ -61,31 +61,27 @@ def render_chat_text(conversation: Conversation, template: ChatTemplate) -> Chat
     try:
         chat = template.prepare(conversation.messages, tools=conversation.tools, variables=conversation.variables)
         check_rendered(chat)
-        return _find_answers(chat, conversation.not_trained)
+        whole, blocks = chat.run()
+        answers = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant"]
+        last = _find_answer(chat, answers[-1], whole)
+        if _GENERATION.search(chat.source):
+            trained = _select_marked(chat, answers, blocks, conversation.not_trained)
+        else:
+            trained = [_find_answer(chat, i, whole) for i in answers[:-1] if i not in conversation.not_trained]
+            trained += [last] if answers[-1] not in conversation.not_trained else []
+        earlier = [thought for i in answers[:-1] for thought in _find_reasoning(chat.messages[i])]
+        forgotten = any(whole.count(thought, 0, last[0]) < earlier.count(thought) for thought in earlier)
+        if not all(thought in whole[last[0] : last[1]] for thought in _find_reasoning(chat.messages[answers[-1]])):
+            raise DataError(
+                f"chat template {chat.template.name} leaves out the reasoning in messages[{answers[-1]}], which would "
+                "be trained on; choose one that includes it with --chat_template"
+            )
+        places = [place for span in (*trained, last) for place in span]
+        text, places = chat.words.reveal(whole, places)
+        *trained, last = zip(places[::2], places[1::2], strict=True)
+        return ChatText(text, tuple(trained), *last, forgotten=forgotten)
     except DataError as error:
         raise DataError(f"{conversation.where}: {error}") from error
-
-
-def _find_answers(chat: PreparedChat, not_trained: frozenset[int]) -> ChatText:
-    whole, blocks = chat.run()
-    answers = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant"]
-    last = _find_answer(chat, answers[-1], whole)
-    if _GENERATION.search(chat.source):
-        trained = _select_marked(chat, answers, blocks, not_trained)
-    else:
-        trained = [_find_answer(chat, i, whole) for i in answers[:-1] if i not in not_trained]
-        trained += [last] if answers[-1] not in not_trained else []
-    earlier = [thought for i in answers[:-1] for thought in _find_reasoning(chat.messages[i])]
-    forgotten = any(whole.count(thought, 0, last[0]) < earlier.count(thought) for thought in earlier)
-    if not all(thought in whole[last[0] : last[1]] for thought in _find_reasoning(chat.messages[answers[-1]])):
-        raise DataError(
-            f"chat template {chat.template.name} leaves out the reasoning in messages[{answers[-1]}], which would be "
-            "trained on; choose one that includes it with --chat_template"
-        )
-    places = [place for span in (*trained, last) for place in span]
-    text, places = chat.words.reveal(whole, places)
-    *trained, last = zip(places[::2], places[1::2], strict=True)
-    return ChatText(text, tuple(trained), *last, forgotten=forgotten)
 
 
 def _find_reasoning(message: Message) -> list[str]:

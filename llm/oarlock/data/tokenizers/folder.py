@@ -206,8 +206,18 @@ def _make_from_vocabulary(
         path = folder / name
         if not path.is_file():
             continue
-        if name == _TIKTOKEN or _is_tiktoken(path):
-            return make_tiktoken_tokenizer(path, _list_tokens_after(path, listed)), [], {}
+        with open_regular(path) as file:
+            words = file.readline(200).split()
+        # A .model file with lines "base64 rank" is one too (Llama 3 as published by Meta).
+        if name == _TIKTOKEN or (len(words) == 2 and words[1].isdigit()):
+            with open_regular(path) as file:
+                size = sum(1 for line in file if line.strip())
+            last = max(listed, default=-1)
+            if last - size - len(listed) > MAX_UNNAMED:
+                raise ModelError(f"{folder / CONFIG}: the added token {last:,} is far above the {size:,} of {name}")
+            # The tokens after the vocabulary. Ids without a token get a generated one.
+            more = [listed[i].content if i in listed else f"<|reserved_token_{i}|>" for i in range(size, last + 1)]
+            return make_tiktoken_tokenizer(path, more), [], {}
         # In PaddleNLP's layout, sentencepiece itself reads the model, so the file is followed exactly.
         plain = name == _PADDLE_PIECES
         renamed = {id_: token.content for id_, token in listed.items()}
@@ -224,23 +234,6 @@ def _make_from_vocabulary(
             f"tokenizer_class in {CONFIG}, or add a {TOKENIZER} (save_pretrained of transformers writes one)"
         )
     return make_byte_level_tokenizer(vocabulary, merges, kind, bool(prefix)), [], {}
-
-
-def _is_tiktoken(path: Path) -> bool:
-    """Return whether a .model file has lines "base64 rank" (Llama 3 as published by Meta)."""
-    with open_regular(path) as file:
-        words = file.readline(200).split()
-    return len(words) == 2 and words[1].isdigit()
-
-
-def _list_tokens_after(path: Path, listed: Mapping[int, AddedToken]) -> list[str]:
-    """Return the tokens after a tiktoken vocabulary. Ids without a token get a generated one."""
-    with open_regular(path) as file:
-        size = sum(1 for line in file if line.strip())
-    last = max(listed, default=-1)
-    if last - size - len(listed) > MAX_UNNAMED:
-        raise ModelError(f"{path.parent / CONFIG}: the added token {last:,} is far above the {size:,} of {path.name}")
-    return [listed[i].content if i in listed else f"<|reserved_token_{i}|>" for i in range(size, last + 1)]
 
 
 def _add_tokens(
