@@ -57,8 +57,8 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 RUNS = [f"{name}/{method}" for name in MODELS for method in ("full", "lora")]
-NEWER = [name for name in TINY_CONFIGS if name in FAMILIES and name not in MODELS]
-MODELS |= {name: {"model_type": name, **TINY_CONFIGS[name], **_TOKENS} for name in NEWER}
+NEWER = [name for name, config in TINY_CONFIGS.items() if config["model_type"] in FAMILIES and name not in MODELS]
+MODELS |= {name: TINY_CONFIGS[name] for name in NEWER}
 # Adapters: of merged projections, of norms inside of attention, and beside experts.
 RUNS += [f"{name}/full" for name in NEWER]
 RUNS += [f"{name}/lora" for name in ("phi3", "qwen3", "gemma2", "qwen2_moe") if name in NEWER]

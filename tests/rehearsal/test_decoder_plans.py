@@ -46,7 +46,7 @@ CASES = [
 
 
 def group(family: str) -> dict[str, Any]:
-    model = TINY_CONFIGS[family] | {"model_type": family, "architectures": [FAMILIES[family].architecture]}
+    model = TINY_CONFIGS[family] | {"architectures": [FAMILIES[family].architecture]}
     plans = [(PLANS | WIDE)[way] for name, way in CASES if name == family]
     return {"kind": "finetune", "batch": BATCH, "steps": STEPS, "whole": True, "model": model, "plans": plans}
 
