@@ -65,7 +65,7 @@ def run(job: dict[str, Any]) -> dict[str, np.ndarray]:
         F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100).backward()
         found[name] = logits.detach().numpy()
         with torch.no_grad():
-            for key, value in model.state_dict(keep_vars=True).items():
+            for value in model.state_dict(keep_vars=True).values():
                 value.copy_(0 if value.grad is None else value.grad)
         model.save_pretrained(folder / "gradients" / name)
     return found

@@ -214,8 +214,9 @@ def test_steps_are_those_of_transformers(peers, run):
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_final_weights_are_those_of_transformers(peers, run):
+def test_final_weights_are_those_of_transformers(peers, run, record_property):
     begin, ours, theirs = peers.weights(run)
+    record_property("training", peers.difference(run))
     assert ours.keys() == theirs.keys()
     for key, wanted in theirs.items():
         free = key.endswith(NO_GRADIENT.get(run.split("/")[0], ()))
