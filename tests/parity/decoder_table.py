@@ -16,7 +16,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS.parent / "benchmarks")]
+sys.path.insert(0, str(TESTS))
+sys.path.insert(0, str(TESTS.parent / "benchmarks"))
 
 from common import machine
 
