@@ -71,6 +71,11 @@ class SelfAttention(nn.Layer):
                 self.sinks.tensor_slice = TensorSlice((spec.heads,), 0, find_runs((spec.heads,), degree, rank))
         self.enable_recompute = False  # set by PretrainedModel.recompute_enable()
 
+    @property
+    def output_projection(self) -> nn.Layer:
+        """The last matrix of the residual branch."""
+        return self.o_proj
+
     def forward(
         self, x: Tensor, given: Pass, past: KeysAndValues | None = None
     ) -> tuple[Tensor, KeysAndValues | None]:

@@ -36,14 +36,16 @@ class GatedMLP(nn.Layer):
         gate, up, down = spec.names
         inner = spec.intermediate
         if spec.packed:
-            self._name(gate, make_linear(hidden, (inner, inner), config, split="column", bias=spec.bias))
+            self.add_sublayer(gate, make_linear(hidden, (inner, inner), config, split="column", bias=spec.bias))
         else:
-            self._name(gate, make_linear(hidden, inner, config, split="column", bias=spec.bias))
-            self._name(up, make_linear(hidden, inner, config, split="column", bias=spec.bias))
-        self._name(down, make_linear(inner, hidden, config, split="row", bias=spec.bias))
+            self.add_sublayer(gate, make_linear(hidden, inner, config, split="column", bias=spec.bias))
+            self.add_sublayer(up, make_linear(hidden, inner, config, split="column", bias=spec.bias))
+        self.add_sublayer(down, make_linear(inner, hidden, config, split="row", bias=spec.bias))
 
-    def _name(self, name: str, layer: nn.Layer) -> None:
-        self.add_sublayer(name, layer)
+    @property
+    def output_projection(self) -> nn.Layer:
+        """The last matrix of the residual branch."""
+        return self._sub_layers[self.spec.names[2]]
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden] -> [..., hidden]."""

@@ -16,7 +16,7 @@ from paddle.distributed.fleet.utils.sequence_parallel_utils import (
     RowSequenceParallelLinear,
     ScatterOp,
 )
-from paddlenlp.transformers import PretrainedModel
+from paddlenlp.transformers import PretrainedConfig, PretrainedModel
 
 from oarlock.decoder.attention import KeysAndValues, Pass
 from oarlock.decoder.block import DecoderLayer
@@ -24,7 +24,7 @@ from oarlock.decoder.linear import find_runs
 from oarlock.decoder.norm import RMSNorm
 from oarlock.families.architecture import Architecture
 from oarlock.families.family import Family
-from oarlock.ops.attention import AttentionMask, make_mask
+from oarlock.ops.attention import AttentionMask
 from oarlock.ops.linear_cross_entropy import DeferredLogits
 from oarlock.ops.patch import can_fuse
 from oarlock.typing import Tensor
@@ -34,19 +34,6 @@ _LINEAR = (
     nn.Linear, ColumnParallelLinear, RowParallelLinear, ColumnSequenceParallelLinear, RowSequenceParallelLinear,
     nn.Embedding, VocabParallelEmbedding,
 )  # fmt: skip
-
-
-class Embedding(nn.Layer):
-    """The input embedding. Under sequence parallelism each rank gets a part of the tokens."""
-
-    def __init__(self, model: Architecture, config: Any) -> None:
-        super().__init__()
-        self.embed_tokens = make_embedding(model, config)
-        self._scale, self._config = model.embedding_scale, config
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """int64 [batch, tokens] -> [batch, tokens, hidden], or [batch x tokens / ranks, hidden]."""
-        return embed(self.embed_tokens, ids, self._scale, self._config)
 
 
 def make_embedding(model: Architecture, config: Any) -> nn.Layer:
@@ -147,6 +134,7 @@ class DecoderForCausalLM(PretrainedModel):
     """A causal language model. make_model_class() makes a subclass for each family."""
 
     family: ClassVar[Family]
+    config_class = PretrainedConfig
     _tied_weights_keys = ("lm_head.weight",)
 
     def __init__(self, config: Any) -> None:
@@ -188,7 +176,7 @@ class DecoderForCausalLM(PretrainedModel):
         batch, tokens = input_ids.shape
         if position_ids is None and past_key_values is not None:
             position_ids = paddle.arange(earlier, earlier + tokens).unsqueeze(0).expand([batch, tokens])
-        mask = make_mask(attention_mask, attn_mask_startend_row_indices, flash=self.config.use_flash_attention)
+        mask = AttentionMask.make(attention_mask, attn_mask_startend_row_indices, flash=self.config.use_flash_attention)
         given = Pass(position_ids, mask, earlier + tokens, tokens, use_cache)
         hidden, presents = self.decoder(input_ids, given, past_key_values)
         logits = self.lm_head(hidden)
@@ -224,6 +212,13 @@ class DecoderForCausalLM(PretrainedModel):
 
     def _init_weights(self, layer: nn.Layer) -> None:
         initialize(layer, self.architecture)
+
+
+def defer_logits(model: nn.Layer) -> None:
+    """Have the heads of our decoder return DeferredLogits in training, for a loss that knows them."""
+    for layer in model.sublayers():
+        if isinstance(layer, LMHead):
+            layer.defers = True
 
 
 def initialize(layer: nn.Layer, model: Architecture) -> None:

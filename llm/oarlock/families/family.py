@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from oarlock.families.architecture import Architecture
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,7 @@ class Family:
     # export
     takes_position_ids: bool = True
     graph_change: Literal["", "bloom_mask", "opt_mask", "chatglm_rotary"] = ""
+    decoder: Callable[[Any], Architecture] | None = None
     servers: frozenset[str] = frozenset()
     server_notes: Mapping[str, str] = field(default_factory=dict)
 

@@ -10,7 +10,17 @@ from oarlock.families.shared import (
     SPLIT_ATTENTION,
 )
 
+def make_architecture(config):
+    from oarlock.families.architecture import Architecture, Attention, DecoderBlock, MLP, Rope
+    head = config.hidden_size // config.num_attention_heads
+    attention = Attention(config.num_attention_heads, config.num_key_value_heads, head, head**-0.5, rope=Rope(config.rope_theta, head, config.max_position_embeddings), packed="groups" if config.fuse_attention_qkv else "")
+    names = ("gate_up_fused_proj", "", "down_proj") if config.fuse_attention_ffn else ("gate_proj", "up_proj", "down_proj")
+    mlp = MLP(config.intermediate_size, packed=config.fuse_attention_ffn, names=names)
+    return Architecture("llama", config.vocab_size, config.hidden_size, (DecoderBlock(attention, mlp),) * config.num_hidden_layers, config.rms_norm_eps, config.max_position_embeddings, tied=config.tie_word_embeddings, initializer_range=config.initializer_range)
+
+
 FAMILY = Family(
+    decoder=make_architecture,
     name="llama",
     architecture="LlamaForCausalLM",
     tensor_parallel=True,

@@ -9,17 +9,16 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import paddle
 from paddle.distributed.fleet.meta_parallel import PipelineLayer
 
 from oarlock.errors import ConfigError
 from oarlock.families.registry import FAMILIES
-from oarlock.ops.attention import dense_mask, takes_ends
+from oarlock.ops.attention import takes_ends
+from oarlock.ops.attention_backends.masks import dense_mask, split_row
 
 ENDS = "attn_mask_startend_row_indices"  # of oarlock.data.examples.collate.PackCollator
 _IN_BLOCKS = "attends_in_blocks"  # set on models that attend_in_blocks() changed
-_BLOCK = 128  # tokens; for smaller blocks, calls of small operations cost more than masked scores
 
 
 def check_packing(config: Any, pipeline: bool = False) -> None:
@@ -62,7 +61,7 @@ def adapt_attention_mask(inputs: dict[str, Any], model: Any) -> dict[str, Any]:
     if ends is None or flash or getattr(model, _IN_BLOCKS, False):
         return inputs
     others = {name: value for name, value in inputs.items() if name != ENDS}
-    return others | {"attention_mask": dense_mask(ends)}
+    return others | {"attention_mask": dense_mask(ends.shape[1], ends.shape[1], ends)}
 
 
 def attend_in_blocks(model: Any) -> None:
@@ -145,26 +144,11 @@ def _make_block_masks(ends: paddle.Tensor, dtype: Any) -> list[paddle.Tensor]:
         table = []
         for row in places:
             for start, stop in split_row(row):
-                seen = dense_mask(paddle.to_tensor(row[None, start:stop] - start)).unsqueeze(1)
+                seen = dense_mask(
+                    stop - start, stop - start, paddle.to_tensor(row[None, start:stop] - start)
+                ).unsqueeze(1)
                 mask = paddle.where(seen, 0.0, paddle.finfo(dtype).min).astype(dtype)
                 mask.stop_gradient = True
                 table.append(mask)
         ends.oarlock_blocks = table
     return table
-
-
-def split_row(ends: np.ndarray) -> list[tuple[int, int]]:
-    """Split a row into blocks [start, stop) across which no token attends. Short ones are joined.
-
-    Args:
-        ends: [tokens], as oarlock.data.examples.collate.PackCollator makes them.
-    """
-    stops = np.flatnonzero(np.append(ends[1:] != ends[:-1], True)) + 1
-    pieces = [(0, 0)]
-    for stop in stops.tolist():
-        first, last = pieces[-1]
-        if stop - first <= _BLOCK:
-            pieces[-1] = (first, stop)
-        else:
-            pieces.append((last, stop))
-    return [piece for piece in pieces if piece[1] > piece[0]]
