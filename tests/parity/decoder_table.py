@@ -19,9 +19,9 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 sys.path.insert(0, str(TESTS.parent / "benchmarks"))
 
-from common import machine
+from common import machine  # noqa: E402
 
-from support.tiny_configs import TINY_CONFIGS
+from support.tiny_configs import TINY_CONFIGS  # noqa: E402
 
 FILES = ("parity/test_decoder_families.py", "parity/test_training_beside_transformers.py", "rehearsal/test_decoder_plans.py")  # fmt: skip
 FIGURES = ("logits", "gradients", "training", "plans", "LoRA", "export")
