@@ -76,9 +76,7 @@ class SelfAttention(nn.Layer):
         """The last matrix of the residual branch."""
         return self.o_proj
 
-    def forward(
-        self, x: Tensor, given: Pass, past: KeysAndValues | None = None
-    ) -> tuple[Tensor, KeysAndValues | None]:
+    def forward(self, x: Tensor, given: Pass, past: KeysAndValues | None = None) -> tuple[Tensor, KeysAndValues | None]:
         """[batch, tokens, hidden] -> the same shape, and keys and values if `given` asks for them.
 
         Under sequence parallelism [batch x tokens / ranks, hidden].
@@ -113,9 +111,7 @@ class SelfAttention(nn.Layer):
             query, key = rotate(query, key, spec.rope, given.positions, given.length)
         if past is not None:
             key, value = paddle.concat([past[0], key], axis=1), paddle.concat([past[1], value], axis=1)
-        found = self._run(
-            query, key, value, given.mask, self.sinks if spec.sinks else None
-        )
+        found = self._run(query, key, value, given.mask, self.sinks if spec.sinks else None)
         flat = [0, 0, -1] if len(shape) == 3 else [-1, shape[-1]]
         return found.reshape(flat), (key, value) if given.use_cache else None
 

@@ -26,14 +26,17 @@ class DecoderLayer(nn.Layer):
         self.spec, self.config = spec, config
         self.self_attn = make_attention(spec, model, config)
         self.add_sublayer(spec.mlp_name, make_mlp(spec, model, config))
-        for name in (spec.norms.before_attention, spec.norms.after_attention, spec.norms.before_mlp, spec.norms.after_mlp):
+        for name in (
+            spec.norms.before_attention,
+            spec.norms.after_attention,
+            spec.norms.before_mlp,
+            spec.norms.after_mlp,
+        ):
             if name:
                 self.add_sublayer(name, RMSNorm(model.hidden, model.norm_epsilon, config, model.norm_offset))
         self.enable_recompute = False  # set by PretrainedModel.recompute_enable()
 
-    def forward(
-        self, x: Tensor, given: Pass, past: KeysAndValues | None = None
-    ) -> tuple[Tensor, KeysAndValues | None]:
+    def forward(self, x: Tensor, given: Pass, past: KeysAndValues | None = None) -> tuple[Tensor, KeysAndValues | None]:
         """[batch, tokens, hidden] -> the same shape, and keys and values if `given` asks for them.
 
         Under sequence parallelism [batch x tokens / ranks, hidden].

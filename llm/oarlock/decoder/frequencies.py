@@ -11,6 +11,7 @@ import numpy as np
 import paddle
 
 from oarlock.families.architecture import Rope
+from oarlock.families.rope import LENGTH
 
 
 @paddle.jit.not_to_static
@@ -55,7 +56,7 @@ def compute_frequencies(rope: Rope, length: int) -> tuple[np.ndarray, float]:
 
 def original_length(rope: Rope) -> int:
     """Tokens of the longest texts that the model computes as before the scaling."""
-    return rope.scaling.get("original_max_position_embeddings", rope.max_positions)
+    return rope.scaling.get(LENGTH, rope.max_positions)
 
 
 @functools.lru_cache(maxsize=64)
@@ -67,7 +68,7 @@ def _compute_powers(base: float, dim: int) -> np.ndarray:
 
 def _scale_llama3(scaling: Mapping[str, Any], inverse: np.ndarray) -> np.ndarray:
     """Divide low frequencies by factor, keep high ones, and blend those between."""
-    original, factor = np.float32(scaling["original_max_position_embeddings"]), np.float32(scaling["factor"])
+    original, factor = np.float32(scaling[LENGTH]), np.float32(scaling["factor"])
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     wavelength = np.float32(2 * math.pi) / inverse
     smooth = (original / wavelength - np.float32(low)) / np.float32(high - low)
@@ -82,7 +83,7 @@ def _scale_yarn(rope: Rope, powers: np.ndarray) -> tuple[np.ndarray, float]:
     DeepSeek divides two attention factors (mscale, mscale_all_dim). gpt-oss does not round the ramp's ends (truncate).
     """
     scaling, original = rope.scaling, original_length(rope)
-    factor = scaling.get("factor", rope.max_positions / original)
+    factor = scaling["factor"]
 
     def find_component(rotations: float) -> float:
         """The component that turns this often over the original length (equation 17 solved for it)."""

@@ -106,7 +106,9 @@ class DecoderForCausalLMPipe(PipelinePretrainedModel, PipelineLayer):
         )
         self.apply(self._init_weights)  # PretrainedModel's constructor, which would do so, does not run
 
-    def _add(self, layer: type[nn.Layer], name: str, *, shared: bool = False, **arguments: DecoderBlock | Architecture) -> None:
+    def _add(
+        self, layer: type[nn.Layer], name: str, *, shared: bool = False, **arguments: DecoderBlock | Architecture
+    ) -> None:
         if shared:
             described = SharedLayerDesc(
                 _SHARED, layer, shared_weight_attr="embedding_weight", config=self.config, **arguments

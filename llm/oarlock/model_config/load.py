@@ -17,6 +17,7 @@ from oarlock.environment.console import log_once
 from oarlock.errors import ModelError
 from oarlock.families.registry import FAMILIES
 from oarlock.formats.json_file import check_content, read_json
+from oarlock.model_config.decoder_config import DecoderConfig, list_fields, make_config_class
 from oarlock.model_config.family_detection import detect_family, detect_writer
 from oarlock.model_config.hf_config import make_arguments
 from oarlock.model_config.hf_fields import PLAN
@@ -94,12 +95,17 @@ def make_config(content: Mapping[str, Any], place: str) -> PretrainedConfig:
 
 
 def find_config_class(family: str) -> Any:
+    """Find the configuration class of a family: ours if PaddleNLP has none."""
+    if FAMILIES[family].own_config:
+        return make_config_class(family)
     return getattr(paddlenlp.transformers, f"{FAMILIES[family].class_prefix}Config")
 
 
 @cache
 def find_fields(config_class: Any) -> frozenset[str]:
-    """The fields of one of PaddleNLP's configuration classes, including older names."""
+    """The fields of a configuration class, including older names."""
+    if issubclass(config_class, DecoderConfig):
+        return list_fields(config_class.model_type)
     return frozenset(vars(config_class())) | frozenset(config_class.attribute_map)
 
 

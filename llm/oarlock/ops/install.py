@@ -18,7 +18,7 @@ from oarlock.environment.console import log_once
 from oarlock.ops import library
 from oarlock.ops.adamw import fused_adamw
 from oarlock.ops.malloc import keep_freed_memory
-from oarlock.ops.patch import Function, fits
+from oarlock.ops.patch import Function, enable, fits
 from oarlock.ops.self_check import check_attention, check_norms, check_training_ops
 
 
@@ -80,14 +80,14 @@ def install() -> bool:
     check_attention()
     keep_freed_memory()
     _applied.apply(PATCHES)
-    library.enable(True)
+    enable(True)
     return True
 
 
 def uninstall() -> None:
     """Put the originals back."""
     _applied.restore()
-    library.enable(False)
+    enable(False)
 
 
 @contextlib.contextmanager

@@ -82,20 +82,6 @@ def _paddle_version() -> str:
     return ""
 
 
-def enable(wanted: bool) -> None:
-    """Have code that chooses between the operators and Paddle's own use them, or not."""
-    global _is_enabled
-    _is_enabled = wanted
-
-
-def is_enabled() -> bool:
-    """Whether oarlock.ops.install has checked the operators and put them in place."""
-    return _is_enabled
-
-
-_is_enabled = False
-
-
 @functools.cache
 def load() -> None:
     """Register the operators with Paddle; later calls do nothing.

@@ -13,9 +13,9 @@ from paddlenlp.trainer.trainer_utils import EvalLoopOutput
 
 from oarlock.data.corpus.order import SampleOrder
 from oarlock.data.corpus.sampler import EvaluationBatchSampler, ResumableBatchSampler
+from oarlock.decoder.model import defer_logits
 from oarlock.environment.ranks import rank
 from oarlock.models.packing import adapt_attention_mask
-from oarlock.decoder.model import defer_logits
 from oarlock.train.checkpoint.load_shards import load_training_state, load_weights
 from oarlock.train.checkpoint.local_shards import LocalShards
 from oarlock.train.checkpoint.model_files import ModelFiles

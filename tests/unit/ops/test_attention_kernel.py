@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from exact_attention import KINDS, exact_attention, make_ends, make_seen
 from helpers import LLM
 from oarlock.environment.paddle_import import import_paddle
 from oarlock.errors import EnvironmentProblem
@@ -21,71 +22,33 @@ import paddle  # noqa: E402
 
 pytestmark = pytest.mark.skipif(bool(library.why_missing()), reason=library.why_missing())
 LOWEST = np.finfo(np.float32).min
-MASKS = ("causal", "packed", "left padding", "right padding", "holes", "dense", "dense of each head")
-
-
-def exact(query, key, value, grad, ends, bias):
-    """float64: the output, and the gradients of query, key and value."""
-    query, key, value, grad = (array.astype(np.float64) for array in (query, key, value, grad))
-    batch, queries, heads, dim = query.shape
-    keys, groups, scale = key.shape[1], heads // key.shape[2], dim**-0.5
-    all_keys, all_values = np.repeat(key, groups, 2), np.repeat(value, groups, 2)
-    scores = np.einsum("bihd,bjhd->bhij", query, all_keys) * scale
-    if bias is None:
-        places = np.arange(queries)[:, None] + keys - queries
-        seen = np.arange(keys) <= places
-        seen = seen[None] & (True if ends is None else places < ends[:, None])
-        seen = np.broadcast_to(seen[:, None], scores.shape)
-    else:
-        seen = np.broadcast_to(bias > -1e30, scores.shape)
-        scores = scores + bias
-    largest = np.where(seen, scores, -np.inf).max(-1, keepdims=True)
-    weights = np.where(seen, np.exp(scores - np.where(np.isfinite(largest), largest, 0)), 0)
-    total = weights.sum(-1, keepdims=True)
-    weights = weights / np.where(total > 0, total, 1)
-    of_weights = np.einsum("bihd,bjhd->bhij", grad, all_values)
-    of_scores = weights * (of_weights - (weights * of_weights).sum(-1, keepdims=True)) * scale
-    by_key = [np.einsum("bhij,bihd->bjhd", a, b) for a, b in ((of_scores, query), (weights, grad))]
-    return [
-        np.einsum("bhij,bjhd->bihd", weights, all_values),
-        np.einsum("bhij,bjhd->bihd", of_scores, all_keys),
-        *(array.reshape(batch, keys, -1, groups, dim).sum(3) for array in by_key),
-    ]
+MASKS = (*KINDS, "dense", "dense of each head")
 
 
 def made_mask(random, kind, batch, queries, keys, heads):
-    """ends, bias."""
-    ends, bias = np.full((batch, keys), keys, np.int32), None
-    if kind == "packed":
-        for row in ends:
-            cuts = np.sort(random.integers(0, keys + 1, keys // 40 + 1)).tolist()
-            for start, stop in zip([0, *cuts], [*cuts, keys], strict=True):
-                row[start:stop] = stop
-    elif kind == "left padding":
-        ends[:, : keys // 3] = 0
-    elif kind == "right padding":
-        ends[-1, keys - keys // 3 :] = 0
-    elif kind == "holes":
-        ends[random.random(ends.shape) < 0.3] = 0
-    elif kind.startswith("dense"):
-        shape = (batch, heads if kind.endswith("head") else 1, queries, keys)
-        bias = random.normal(0, 1, shape).astype(np.float32)
-        bias[random.random(shape) < 0.3] = LOWEST
-        bias[..., : keys // 2, keys // 2 :] = LOWEST  # tiles of it
-        bias[..., keys // 2 :, : keys // 2] = 0
-    return (None if kind == "causal" or bias is not None else ends), bias
+    """ends, bias, and what is seen."""
+    if not kind.startswith("dense"):
+        ends = None if kind == "causal" else make_ends(random, kind, batch, keys)
+        return ends, None, make_seen(queries, keys, ends)
+    shape = (batch, heads if kind.endswith("head") else 1, queries, keys)
+    bias = random.normal(0, 1, shape).astype(np.float32)
+    bias[random.random(shape) < 0.3] = LOWEST
+    bias[..., : keys // 2, keys // 2 :] = LOWEST  # tiles of it
+    bias[..., keys // 2 :, : keys // 2] = 0
+    return None, bias, bias > -1e30
 
 
 def check(batch, queries, keys, heads, groups, dim, mask, seed=0):
     random = np.random.default_rng(seed)
     shapes = [(batch, queries, heads * groups, dim), (batch, keys, heads, dim), (batch, keys, heads, dim)]
     arrays = [random.normal(0, 1, shape).astype(np.float32) for shape in (*shapes, shapes[0])]
-    ends, bias = made_mask(random, mask, batch, queries, keys, heads * groups)
+    ends, bias, seen = made_mask(random, mask, batch, queries, keys, heads * groups)
     tensors = [paddle.to_tensor(array, stop_gradient=False) for array in arrays[:3]]
     given_ends, given_bias = (None if array is None else paddle.to_tensor(array) for array in (ends, bias))
     output = attention.fused_attention(*tensors, given_ends, given_bias)
     found = [output, *paddle.grad([output], tensors, [paddle.to_tensor(arrays[3])])]
-    for tensor, wanted in zip(found, exact(*arrays, ends, bias), strict=True):
+    expected = exact_attention(*arrays, seen, dim**-0.5, bias=0 if bias is None else bias)
+    for tensor, wanted in zip(found, expected, strict=True):
         np.testing.assert_allclose(tensor.numpy(), wanted, rtol=0, atol=1e-5 * max(1, np.abs(wanted).max()))
 
 
