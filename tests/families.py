@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from helpers import ordinary
+from helpers import make_norms_and_biases_nontrivial
 
 _TOKENS = {"vocab_size": 512, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 _SIZES = _TOKENS | {
@@ -41,7 +41,7 @@ _NAMES = {
 
 
 def family_config(family: str, **changes: Any) -> Any:
-    """PaddleNLP's configuration of a tiny model."""
+    """The PaddleNLP configuration of a tiny model."""
     import paddlenlp.transformers
 
     name = _NAMES.get(family, family.capitalize())
@@ -51,12 +51,12 @@ def family_config(family: str, **changes: Any) -> Any:
 
 
 def family_model(family: str, seed: int = 0, method: Any = None, **changes: Any) -> Any:
-    """It, with random weights and ordinary norms and biases (under a path that does not exist: nothing is read).
+    """A tiny model with random weights and with norms and biases as in a trained model.
 
     Args:
-        method: that trains few parameters beside it.
+        method: a PEFT method to attach, or None.
     """
     from oarlock.models.build import ModelSource, build_model
 
     source = ModelSource(Path(family), family_config(family, **changes), from_weights=False)
-    return ordinary(build_model(source, seed=seed, method=method))
+    return make_norms_and_biases_nontrivial(build_model(source, seed=seed, method=method))

@@ -23,7 +23,7 @@ from common import machine  # noqa: E402
 
 from support.tiny_configs import TINY_CONFIGS  # noqa: E402
 
-FILES = ("parity/test_decoder_families.py", "parity/test_training_beside_transformers.py", "rehearsal/test_decoder_plans.py")  # fmt: skip
+FILES = ("parity/test_decoder_families.py", "parity/test_training_parity.py", "rehearsal/test_decoder_plans.py")  # fmt: skip
 FIGURES = ("logits", "gradients", "training", "plans", "LoRA", "export")
 # Tests that compare tokens or bits.
 EXACT = {

@@ -18,7 +18,7 @@ import paddle
 import paddlenlp.transformers
 import pytest
 from safetensors.numpy import load_file, save_file
-from test_convert import bits
+from test_convert import read_bits
 from test_engine_answers import ask, served
 
 from helpers import logits_of
@@ -185,7 +185,7 @@ def test_there_and_back_every_bit_is_the_same(case, tmp_path, record_property):
     record_property("conversion", proof.difference)
     assert proof.difference < 1e-6
     convert(case.paddle, tmp_path / "hf", "hf", ConvertOptions(proof=False))
-    assert bits(tmp_path / "hf") == bits(case.hf)
+    assert read_bits(tmp_path / "hf") == read_bits(case.hf)
     if case.name in PADDLENLP:
         config = read_config(case.paddle)
         if case.name == "gemma":

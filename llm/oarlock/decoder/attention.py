@@ -31,6 +31,7 @@ class Pass:
         length: tokens of a row, with those of earlier calls.
         tokens: of this call in a row. Sequence parallelism flattens the batch, so that shapes do not tell.
         use_cache: return keys and values.
+        counted: bool [batch, tokens], False for padding, which the load of experts leaves out; None: no padding.
     """
 
     positions: Tensor | None
@@ -38,6 +39,7 @@ class Pass:
     length: int
     tokens: int
     use_cache: bool = False
+    counted: Tensor | None = None
 
 
 class SelfAttention(nn.Layer):

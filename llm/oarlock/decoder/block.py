@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import paddle
@@ -10,8 +11,9 @@ from paddle.distributed.fleet.utils import recompute
 
 from oarlock.decoder.attention import KeysAndValues, Pass, SelfAttention, recomputes
 from oarlock.decoder.mlp import GatedMLP
+from oarlock.decoder.moe import MixtureOfExperts
 from oarlock.decoder.norm import RMSNorm
-from oarlock.families.architecture import MLP, Architecture, Attention, DecoderBlock
+from oarlock.families.architecture import MLP, Architecture, Attention, DecoderBlock, MoE
 from oarlock.ops.decoder_layer import fused_layer_end, fused_layer_start
 from oarlock.ops.patch import can_fuse, is_as_made
 from oarlock.ops.rms_norm import fused_add_rms_norm, fused_rms_norm_kept
@@ -41,6 +43,9 @@ class DecoderLayer(nn.Layer):
 
         Under sequence parallelism [batch x tokens / ranks, hidden].
         """
+        mlp = self._sub_layers[self.spec.mlp_name]
+        if isinstance(mlp, MixtureOfExperts):
+            given = replace(given, counted=mlp.next_mask())
         if recomputes(self, "full", x):
             return recompute(self._run, x, given, past, use_reentrant=self.config.recompute_use_reentrant)
         return self._run(x, given, past)
@@ -48,10 +53,10 @@ class DecoderLayer(nn.Layer):
     def _run(self, x: Tensor, given: Pass, past: KeysAndValues | None) -> tuple[Tensor, KeysAndValues | None]:
         if past is None and not given.use_cache and self._adds_in_norms(x):
             return self._run_fused(x, given), None
-        norms, mlp = self.spec.norms, self._sub_layers[self.spec.mlp_name]
+        norms = self.spec.norms
         attended, present = self._attend(self._norm(norms.before_attention, x), given, past)
         x = self._add(x, self._norm(norms.after_attention, attended))
-        added = mlp(self._norm(norms.before_mlp, x))
+        added = self._feed_forward(self._norm(norms.before_mlp, x), given)
         return self._add(x, self._norm(norms.after_mlp, added)), present
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
@@ -64,6 +69,10 @@ class DecoderLayer(nn.Layer):
         if recomputes(self, "full_attn", x):
             return recompute(self.self_attn, x, given, past, use_reentrant=self.config.recompute_use_reentrant)
         return self.self_attn(x, given, past)
+
+    def _feed_forward(self, x: Tensor, given: Pass) -> Tensor:
+        mlp = self._sub_layers[self.spec.mlp_name]
+        return mlp(x, given.counted) if isinstance(mlp, MixtureOfExperts) else mlp(x)
 
     # The fused operators of training on a CPU
 
@@ -83,7 +92,7 @@ class DecoderLayer(nn.Layer):
             normed, kept = fused_rms_norm_kept(x, first.scale, first.epsilon)
             attended, _ = self.self_attn(normed, given)
             normed, total, _ = fused_add_rms_norm(attended, kept, second.scale, second.epsilon)
-            return total + self._sub_layers[self.spec.mlp_name](normed)
+            return total + self._feed_forward(normed, given)
         attention, mlp = self.self_attn, self._sub_layers[self.spec.mlp_name]
         projections = attention.q_proj, attention.k_proj, attention.v_proj
         *states, kept, _ = fused_layer_start(x, first.scale, *(one.weight for one in projections), first.epsilon)
@@ -116,5 +125,6 @@ def make_attention(spec: DecoderBlock, model: Architecture, config: Any) -> nn.L
 
 def make_mlp(spec: DecoderBlock, model: Architecture, config: Any) -> nn.Layer:
     """Make the feed-forward of a layer."""
-    assert isinstance(spec.mlp, MLP)
+    if isinstance(spec.mlp, MoE):
+        return MixtureOfExperts(spec.mlp, model.hidden, config)
     return GatedMLP(spec.mlp, model.hidden, config)

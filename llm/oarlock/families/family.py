@@ -204,7 +204,6 @@ class Family:
     # export
     takes_position_ids: bool = True
     graph_change: Literal["", "bloom_mask", "opt_mask", "chatglm_rotary"] = ""
-    decoder: Callable[[Any], Architecture] | None = None
     servers: frozenset[str] = frozenset()
     server_notes: Mapping[str, str] = field(default_factory=dict)
 
