@@ -104,7 +104,7 @@ class DecoderLayer(nn.Layer):
         return fused_layer_end(attended, kept, attention.o_proj.weight, second.scale, *weights, second.epsilon)
 
     def _trains_whole(self, x: Tensor) -> bool:
-        """Whether the operators of custom_ops/decoder_layer fit: SwiGLU and plain linear layers that are all trained."""
+        """Whether custom_ops/decoder_layer fits: SwiGLU, and plain linear layers that are all trained."""
         attention, mlp = self.spec.attention, self.spec.mlp
         if not isinstance(attention, Attention) or not isinstance(mlp, MLP) or mlp.activation not in ("silu", "swish"):
             return False

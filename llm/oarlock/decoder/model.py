@@ -24,7 +24,7 @@ from oarlock.decoder.linear import find_runs
 from oarlock.decoder.norm import RMSNorm
 from oarlock.families.architecture import Architecture
 from oarlock.families.family import Family
-from oarlock.ops.attention import AttentionMask
+from oarlock.ops.attention import make_mask
 from oarlock.ops.linear_cross_entropy import DeferredLogits
 from oarlock.ops.patch import can_fuse
 from oarlock.typing import Tensor
@@ -176,7 +176,7 @@ class DecoderForCausalLM(PretrainedModel):
         batch, tokens = input_ids.shape
         if position_ids is None and past_key_values is not None:
             position_ids = paddle.arange(earlier, earlier + tokens).unsqueeze(0).expand([batch, tokens])
-        mask = AttentionMask.make(attention_mask, attn_mask_startend_row_indices, flash=self.config.use_flash_attention)
+        mask = make_mask(attention_mask, attn_mask_startend_row_indices, flash=self.config.use_flash_attention)
         given = Pass(position_ids, mask, earlier + tokens, tokens, use_cache)
         hidden, presents = self.decoder(input_ids, given, past_key_values)
         logits = self.lm_head(hidden)

@@ -42,12 +42,13 @@ class MixtureOfExperts(nn.Layer):
     def __init__(self, spec: MoE, hidden: int, config: Any) -> None:
         super().__init__()
         self.spec, self._hidden, self._config = spec, hidden, config
-        self._is_divided = config.expert_parallel_degree > 1
+        degree, rank = (getattr(config, f"expert_parallel_{name}", value) for name, value in (("degree", 1), ("rank", 0)))
+        self._is_divided = degree > 1
         router, shared = spec.names
         self.add_sublayer(router, Router(spec, hidden))
-        share = spec.experts // config.expert_parallel_degree
-        first = config.expert_parallel_rank * share
-        self.experts = nn.LayerDict({str(i): self._make_expert() for i in range(first, first + share)})
+        share = spec.experts // degree
+        mine = range(rank * share, (rank + 1) * share)
+        self.experts = nn.LayerDict({str(i): self._make_expert() for i in mine})
         if spec.shared is not None:
             self.add_sublayer(shared, GatedMLP(spec.shared, hidden, config))
             if spec.shared_gate:

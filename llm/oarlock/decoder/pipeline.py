@@ -17,7 +17,7 @@ from oarlock.decoder.model import LMHead, embed, initialize, make_embedding
 from oarlock.decoder.norm import RMSNorm
 from oarlock.families.architecture import Architecture, DecoderBlock
 from oarlock.families.family import Family
-from oarlock.ops.attention import AttentionMask
+from oarlock.ops.attention import make_mask
 from oarlock.typing import Tensor
 
 # What stages pass on: the hidden states, then the ends (int32) and positions (int64) of packed or padded rows.
@@ -43,7 +43,7 @@ class EmbeddingStage(nn.Layer):
         """Ids [batch, tokens], or a tuple of _INPUTS with None for what is not given."""
         ids, attention_mask, ends, positions = inputs if isinstance(inputs, tuple) else (inputs, None, None, None)
         x = embed(self.embed_tokens, ids, self._model.embedding_scale, self._config)
-        mask = AttentionMask.make(attention_mask, ends, flash=False)
+        mask = make_mask(attention_mask, ends, flash=False)
         if mask.seen is not None:
             raise ValueError("a pipeline takes a mask [batch, tokens] or the ends of packed examples")
         others = [tensor for tensor in (mask.ends, positions) if tensor is not None]
@@ -61,7 +61,7 @@ class DecoderLayerStage(DecoderLayer):
         ends = next((tensor for tensor in others if tensor.dtype == paddle.int32), None)
         positions = next((tensor for tensor in others if tensor.dtype == paddle.int64), None)
         tokens = self.config.seq_length if self.config.sequence_parallel else x.shape[1]
-        mask = AttentionMask.make(None, ends, flash=self.config.use_flash_attention)
+        mask = make_mask(None, ends, flash=self.config.use_flash_attention)
         x, _ = super().forward(x, Pass(positions, mask, tokens, tokens))
         return (x, *others) if others else x
 

@@ -154,7 +154,9 @@ def test_windows():
     assert windows("qwen2_moe", **used) == windows("gemma2", sliding_window=8) == [8, None]
     assert windows("gemma3_text", sliding_window=8, sliding_window_pattern=2) == [8, None]
     assert windows("smollm3", **used, no_rope_layer_interval=2) == [None, 8]
-    with pytest.raises(ModelError, match="layer_types has to name one of sliding_attention and full_attention for each of"):
+    with pytest.raises(
+        ModelError, match="layer_types has to name one of sliding_attention and full_attention for each of"
+    ):
         windows("gemma2", layer_types=["full_attention"])
     with pytest.raises(ModelError, match="all layers of mistral are of one kind"):
         windows("mistral", **lower)
