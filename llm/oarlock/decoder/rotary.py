@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import paddle
 from paddle.incubate.nn.functional import fused_rotary_position_embedding
+from paddle.nn import functional
 
 from oarlock.decoder.frequencies import compute_frequencies, original_length
 from oarlock.families.architecture import Rope
@@ -51,7 +52,7 @@ def rotate(query: Tensor, key: Tensor, rope: Rope, positions: Tensor | None, len
     if positions is None:
         cos, sin = cos.unsqueeze([0, 2]), sin.unsqueeze([0, 2])
     else:
-        cos, sin = cos[positions].unsqueeze(2), sin[positions].unsqueeze(2)
+        cos, sin = (functional.embedding(positions, table).unsqueeze(2) for table in (cos, sin))
     return _turn(query, cos, sin), _turn(key, cos, sin)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from oarlock.families.registry import FAMILIES
 
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")  # by transformers' families
+
 
 @dataclass(frozen=True)
 class ModelSizes:
@@ -16,8 +18,8 @@ class ModelSizes:
         family: model_type.
         tied: the output layer uses the embedding's weights.
         head_dim: size of a head of queries, where it is not hidden / heads.
-        experts: of a layer that has any; 0 without.
-        expert_intermediate: width of one of them.
+        experts: of a layer; 0 for a dense model.
+        expert_intermediate: width of an expert.
     """
 
     family: str
@@ -45,7 +47,7 @@ class ModelSizes:
         family = FAMILIES.get(config.model_type)
         parts = [getattr(config, name, None) for name in ("qk_nope_head_dim", "qk_rope_head_dim")]
         head_dim = sum(parts) if all(parts) else getattr(config, "head_dim", None)
-        experts = _first(config, "num_experts", "num_local_experts", "n_routed_experts", default=0)
+        experts = _first(config, *EXPERT_COUNTS, default=0)
         return cls(
             family=config.model_type,
             num_layers=_first(config, "num_hidden_layers", "n_layer", "num_layers"),
@@ -58,9 +60,9 @@ class ModelSizes:
             vocab=_first(config, "vocab_size"),
             # PretrainedConfig says True by default, also for families whose output layer is never tied.
             tied=bool(getattr(config, "tie_word_embeddings", False)) and not (family is not None and family.never_tied),
-            head_dim=head_dim if head_dim != hidden // heads else None,
             experts=experts,
             expert_intermediate=_first(config, "moe_intermediate_size", "intermediate_size") if experts else 0,
+            head_dim=head_dim if head_dim != hidden // heads else None,
         )
 
 

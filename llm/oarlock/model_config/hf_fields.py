@@ -48,6 +48,8 @@ PLAN = frozenset(
         "tensor_parallel_degree",
         "tensor_parallel_rank",
         "tensor_parallel_output",
+        "expert_parallel_degree",
+        "expert_parallel_rank",
         "sequence_parallel",
         "virtual_pp_degree",
     }

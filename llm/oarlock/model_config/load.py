@@ -12,6 +12,7 @@ import paddlenlp.transformers
 from paddlenlp.transformers import AutoModelForCausalLM, PretrainedConfig
 from paddlenlp.transformers.configuration_utils import LlmMetaConfig, flatten_model_config
 
+from oarlock.decoder.classes import make_model_class
 from oarlock.environment.console import log_once
 from oarlock.errors import ModelError
 from oarlock.families.registry import FAMILIES
@@ -133,11 +134,16 @@ def read_config(folder: Path) -> PretrainedConfig:
 
 
 def find_model_class(config: PretrainedConfig, pipeline: bool = False) -> Any:
-    """Find PaddleNLP's class for a configuration: the one that "architectures" names, or the family's causal model.
+    """Find the model class of a configuration: our decoder's, or PaddleNLP's where the family has none.
+
+    Of PaddleNLP's it is the one that "architectures" names, or the family's causal model.
 
     Raises:
         ModelError: when there is none.
     """
+    family = FAMILIES.get(config.model_type)
+    if family is not None and family.decoder is not None:
+        return make_model_class(family.name, pipeline)
     name = str(config.architectures[0]) if config.architectures else ""
     # The automatic choice matches parts of names and mistakes "GPTJForCausalLM" for a GPT.
     found = getattr(paddlenlp.transformers, name, None) if name.endswith(_CAUSAL) else None

@@ -1,4 +1,4 @@
-"""Families, fields and generation settings of published model folders, and what is refused."""
+"""Families, fields and generation settings of model folders as people have them, and what is refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "v
         ({}, "neither a model_type"),
     ],
 )  # fmt: skip
-def test_an_unknown_family_is_refused_in_one_sentence(tmp_path, content, words):
+def test_a_family_that_is_not_there_in_one_sentence(tmp_path, content, words):
     (tmp_path / "config.json").write_text(json.dumps(content | SIZES))
     for road in (
         lambda: read_config(tmp_path),
@@ -47,7 +47,7 @@ def test_an_unknown_family_is_refused_in_one_sentence(tmp_path, content, words):
         assert "\n" not in str(caught.value)
 
 
-def test_families_are_detected_from_the_class_and_chatglm2_from_its_published_name():
+def test_a_class_alone_and_chatglm2_under_its_published_name():
     assert make_config({"architectures": ["LlamaForCausalLM"], **SIZES}, "x").model_type == "llama"
     found = make_config({"model_type": "chatglm", "architectures": ["ChatGLMModel"], "multi_query_group_num": 2,
                        "num_layers": 2, "padded_vocab_size": 64, "rmsnorm": True, "torch_dtype": "float16"}, "x")  # fmt: skip
@@ -101,13 +101,13 @@ def test_families_are_detected_from_the_class_and_chatglm2_from_its_published_na
 @pytest.mark.parametrize(
     "stamp", [{}, {"transformers_version": "4.55.0", "use_cache": True}, {"paddlenlp_version": "3"}]
 )
-def test_unsupported_fields_are_refused_from_any_writer(family, fields, words, stamp):
+def test_fields_that_are_refused_whoever_wrote_them(family, fields, words, stamp):
     sizes = {} if family in ("opt", "bloom", "gptj") else SIZES
     with pytest.raises(ModelError, match=words):
         make_config({"model_type": family, **sizes, **stamp, **fields}, "x")
 
 
-def test_gemma_uses_approximate_gelu_except_in_paddlenlp_folders():
+def test_gemmas_gelu_is_the_approximation_but_where_paddlenlp_wrote_it():
     def act(**fields) -> str:
         return make_config(
             {"model_type": "gemma", **SIZES, "num_key_value_heads": 4, "head_dim": 8, **fields}, "x"
@@ -131,7 +131,7 @@ def test_nulls_are_absent(family):
     }
 
 
-def test_fields_without_effect_and_neutral_values_are_accepted():
+def test_fields_without_effect_and_neutral_values_are_let_pass():
     notes = {"_name_or_path": "a", "unsloth_version": "2", "license": "mit", "pretraining_tp": 4, "temperature": 0.6,
              "id2label": {"0": "a"}, "mlp_bias": False, "logits_scaling": 1.0, "head_dim": 8, "use_mrope": False,
              "rope_interleaved": False, "is_llama_config": True, "partial_rotary_factor": 1.0, "tensor_parallel_degree": 8, "use_flash_attention": True}  # fmt: skip
@@ -165,7 +165,7 @@ def test_windows():
 # generation settings
 
 
-def test_end_tokens_from_every_file():
+def test_end_tokens_of_all_places():
     config, tokenizer = SimpleNamespace(eos_token_id=[1, 2]), SimpleNamespace(eos_token_id=0)
     assert find_end_tokens({"eos_token_id": [2, 9]}, config, tokenizer) == (0, 1, 2, 9)
     assert find_end_tokens({}, SimpleNamespace(eos_token_id=None), None) == ()
@@ -173,28 +173,28 @@ def test_end_tokens_from_every_file():
         find_end_tokens({"eos_token_id": "</s>"}, config, tokenizer)
 
 
-def test_sampling_defaults_apply_only_to_omitted_fields():
+def test_sampling_defaults_are_for_what_a_request_leaves_open():
     content = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": None, "repetition_penalty": 1.1}
     defaults = read_sampling_defaults(content)
     assert defaults == {"temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.1}
     asked = SamplingParams(temperature=0.2, given=frozenset({"temperature"})).with_defaults(defaults)
     assert (asked.temperature, asked.top_p, asked.top_k, asked.repetition_penalty) == (0.2, 0.9, 0, 1.1)
-    assert SamplingParams().with_defaults(defaults) == SamplingParams()  # written by a program: all of it counts
-    assert read_sampling_defaults({"temperature": 0.6}) == {}  # the most likely token, without do_sample
+    assert SamplingParams().with_defaults(defaults) == SamplingParams()  # of a program: all of it is meant
+    assert read_sampling_defaults({"temperature": 0.6}) == {}  # the likeliest token, without do_sample
     assert read_sampling_defaults({"decode_strategy": "sampling"}) == {"temperature": 1.0}
     with pytest.raises(ModelError, match="top_p is 3"):
         read_sampling_defaults({"top_p": 3})
 
 
-def test_damaged_generation_settings_are_reported(tmp_path):
+def test_damaged_generation_settings_are_told(tmp_path):
     assert read_generation_config(tmp_path) == {}
     (tmp_path / "generation_config.json").write_text("[")
     with pytest.raises(ModelError, match="not valid JSON"):
         read_generation_config(tmp_path)
 
 
-def test_configurations_from_paddlenlp_are_read():
-    """The configurations of models listed in its code, including older nested ones."""
+def test_configurations_that_paddlenlp_carries_are_read():
+    """Those of the hub names in its code, older nested ones too."""
     from oarlock.model_config.load import find_config_class
 
     read = 0
@@ -206,7 +206,7 @@ def test_configurations_from_paddlenlp_are_read():
     assert read > 5
 
 
-def test_run_settings_are_not_saved_as_model_fields():
+def test_how_a_run_computed_is_no_field_of_the_model():
     run = {"use_fast_layer_norm": False, "use_fused_rms_norm": True, "recompute": True, "recompute_granularity": "full",
            "tensor_parallel_output": True, "seq_length": 128, "virtual_pp_degree": 2}  # fmt: skip
     found = make_config({"model_type": "llama", "paddlenlp_version": "3.0.0b4", **SIZES, **run}, "x")

@@ -1,4 +1,4 @@
-"""The differences between model families are data in oarlock.families; no other code names one."""
+"""What differs between model families is data in oarlock.families; no other code names one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ELSEWHERE = {
 
 
 def names_in(path: Path) -> set[str]:
-    """The families named in string literals of a file."""
+    """The families that a file names in a string of its own."""
     constants = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
     return constants & {*FAMILIES, *BROKEN}
 
