@@ -86,13 +86,11 @@ class FusedDecoderSpec:
         norm_offset: added to the weight of every norm.
         scales_embedding: multiplies embeddings by the square root of the hidden size.
         activation: of the MLP, whatever hidden_act says unless it is gelu_pytorch_tanh. Empty: hidden_act decides.
-        tied_head_is_transposed: a tied output layer has the embedding's shape, [vocabulary, hidden size].
     """
 
     norm_offset: float = 0.0
     scales_embedding: bool = False
     activation: str = ""
-    tied_head_is_transposed: bool = False
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,7 @@ FAMILY = Family(
         gelu_is_approximate=True,
     ),
     packing=Packing(takes_ends=True),
-    fused_decoder=FusedDecoderSpec(
-        norm_offset=1.0, scales_embedding=True, activation="gelu", tied_head_is_transposed=True
-    ),
+    fused_decoder=FusedDecoderSpec(norm_offset=1.0, scales_embedding=True, activation="gelu"),
     replaceable_attention=True,
     servers=HF_SERVERS,
 )

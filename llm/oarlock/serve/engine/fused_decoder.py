@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import paddle
 
+from oarlock.decoder.rotary import rotary_tables
 from oarlock.errors import EnvironmentProblem
 from oarlock.families.architecture import PRE_NORMS, Architecture, LatentAttention, MoE
 from oarlock.families.family import FusedDecoderSpec
@@ -145,10 +146,10 @@ class FusedDecoder:
         )
         self.vocabulary = self._sizes.vocabulary
         self._names = {name: i for i, name in enumerate(adapters)}
-        cos, sin = base.layers[0].self_attn.rotary_emb(paddle.zeros([1, 1, 1, 1]), seq_len=positions)
+        cos, sin = rotary_tables(model.architecture.blocks[0].attention.rope, positions)
         table = base.embed_tokens.weight
         head = model.lm_head.weight.numpy()
-        if getattr(model.lm_head, "transpose_y", spec.tied_head_is_transposed and config.tie_word_embeddings):
+        if model.lm_head.transposed:
             head = head.T
         shared = [
             table.reshape([-1]).clone(),
