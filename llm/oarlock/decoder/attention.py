@@ -23,7 +23,7 @@ KeysAndValues = tuple[Tensor, Tensor]  # [batch, keys, heads, size of a head] ea
 
 @dataclass(frozen=True)
 class Pass:
-    """What all layers get in a forward pass.
+    """Everything that all layers get in a forward pass.
 
     Attributes:
         positions: int64 [batch, tokens]; None: 0, 1, ... in every row.
@@ -83,7 +83,8 @@ class SelfAttention(nn.Layer):
 
         Under sequence parallelism [batch x tokens / ranks, hidden].
         """
-        attended, present = self.attend(*self.project(x), given, past)
+        query, key, value = self.project(x)
+        attended, present = self.attend(query, key, value, given, past)
         return project(attended, self.o_proj)[0], present
 
     def project(self, x: Tensor) -> list[Tensor]:

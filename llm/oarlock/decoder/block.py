@@ -10,10 +10,11 @@ from paddle import nn
 from paddle.distributed.fleet.utils import recompute
 
 from oarlock.decoder.attention import KeysAndValues, Pass, SelfAttention, recomputes
+from oarlock.decoder.latent_attention import LatentSelfAttention
 from oarlock.decoder.mlp import GatedMLP
 from oarlock.decoder.moe import MixtureOfExperts
 from oarlock.decoder.norm import RMSNorm
-from oarlock.families.architecture import MLP, Architecture, Attention, DecoderBlock, MoE
+from oarlock.families.architecture import MLP, Architecture, Attention, DecoderBlock, LatentAttention, MoE
 from oarlock.ops.decoder_layer import fused_layer_end, fused_layer_start
 from oarlock.ops.patch import can_fuse, is_as_made
 from oarlock.ops.rms_norm import fused_add_rms_norm, fused_rms_norm_kept
@@ -94,14 +95,15 @@ class DecoderLayer(nn.Layer):
             normed, total, _ = fused_add_rms_norm(attended, kept, second.scale, second.epsilon)
             return total + self._feed_forward(normed, given)
         attention, mlp = self.self_attn, self._sub_layers[self.spec.mlp_name]
-        projections = attention.q_proj, attention.k_proj, attention.v_proj
-        *states, kept, _ = fused_layer_start(x, first.scale, *(one.weight for one in projections), first.epsilon)
-        biased = [
-            state if one.bias is None else state + one.bias for state, one in zip(states, projections, strict=True)
-        ]
-        attended, _ = attention.attend(*biased, given)
-        weights = (linear.weight for linear in mlp._sub_layers.values())
-        return fused_layer_end(attended, kept, attention.o_proj.weight, second.scale, *weights, second.epsilon)
+        q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
+        *states, kept, _ = fused_layer_start(x, first.scale, q.weight, k.weight, v.weight, first.epsilon)
+        query, key, value = (
+            state if one.bias is None else state + one.bias for state, one in zip(states, (q, k, v), strict=True)
+        )
+        attended, _ = attention.attend(query, key, value, given)
+        gate, up, down = (linear.weight for linear in mlp._sub_layers.values())
+        output = attention.o_proj.weight
+        return fused_layer_end(attended, kept, output, second.scale, gate, up, down, second.epsilon)
 
     def _trains_whole(self, x: Tensor) -> bool:
         """Whether custom_ops/decoder_layer fits: SwiGLU, and plain linear layers that are all trained."""
@@ -119,7 +121,8 @@ class DecoderLayer(nn.Layer):
 
 def make_attention(spec: DecoderBlock, model: Architecture, config: Any) -> nn.Layer:
     """Make the attention of a layer."""
-    assert isinstance(spec.attention, Attention)
+    if isinstance(spec.attention, LatentAttention):
+        return LatentSelfAttention(spec.attention, model, config)
     return SelfAttention(spec.attention, model, config)
 
 

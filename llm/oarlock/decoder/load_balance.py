@@ -58,8 +58,8 @@ class LoadBalance:
         """Add a micro-batch; returns the routing's weights, whose gradient carries that of the loss.
 
         Args:
-            counted: bool [batch, tokens], False for padding; None: there is none. It is not used if rows are longer, by the
-                virtual tokens of p-tuning.
+            counted: bool [batch, tokens], False for padding; None: there is none. It is not used if rows are longer,
+                by the virtual tokens of p-tuning.
         """
         with paddle.amp.auto_cast(False):
             probabilities, ones = routing.probabilities, paddle.ones_like(routing.weights)

@@ -51,7 +51,7 @@ class GatedMLP(nn.Layer):
         """[..., hidden] -> [..., hidden]."""
         is_silu = self.spec.activation in ("silu", "swish")
         *before, down = self._sub_layers.values()
-        if is_silu and not self.spec.packed and (found := try_lora_mlp(x, *before, down)) is not None:
+        if is_silu and not self.spec.packed and (found := try_lora_mlp(x, before[0], before[1], down)) is not None:
             return found
         projected = project(x, *before)
         if is_silu and can_fuse(*projected):

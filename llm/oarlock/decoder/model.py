@@ -120,8 +120,9 @@ class DecoderModel(nn.Layer):
         self, ids: Tensor, given: Pass, past: Sequence[KeysAndValues] | None
     ) -> tuple[Tensor, list[KeysAndValues | None]]:
         """int64 [batch, tokens] -> hidden states, and each layer's keys and values."""
-        x, presents = embed(self.embed_tokens, ids, self._scale, self._config), []
-        earlier = list(past) if past is not None else [None] * len(self.layers)
+        x = embed(self.embed_tokens, ids, self._scale, self._config)
+        presents: list[KeysAndValues | None] = []
+        earlier: list[KeysAndValues | None] = list(past) if past is not None else [None] * len(self.layers)
         del past  # each layer's old keys and values are freed as soon as they are joined
         for i, layer in enumerate(self.layers):
             x, present = layer(x, given, earlier[i])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import paddle
 from paddle.incubate.nn.functional import fused_rotary_position_embedding
+from paddle.nn import functional
 
 from oarlock.decoder.frequencies import compute_frequencies, original_length
 from oarlock.families.architecture import Rope
@@ -34,8 +35,8 @@ def rotate(query: Tensor, key: Tensor, rope: Rope, positions: Tensor | None, len
         inner = rotate(query[..., : rope.dim], key[..., : rope.dim], rope, positions, length)
         return tuple(paddle.concat([a, b[..., rope.dim :]], -1) for a, b in zip(inner, (query, key), strict=True))
     if rope.interleaved:
-        inner = _deinterleave(query), _deinterleave(key)
-        return tuple(map(_interleave, rotate(*inner, replace(rope, interleaved=False), positions, length)))
+        inner = rotate(_deinterleave(query), _deinterleave(key), replace(rope, interleaved=False), positions, length)
+        return tuple(x.reshape([0, 0, 0, 2, -1]).transpose([0, 1, 2, 4, 3]).flatten(3) for x in inner)
     if not paddle.in_dynamic_mode():
         return _rotate_in_graph(query, key, rope, positions)
     cos, sin = _find_table(rope, length)
@@ -44,14 +45,14 @@ def rotate(query: Tensor, key: Tensor, rope: Rope, positions: Tensor | None, len
     cos, sin = cos.astype(query.dtype), sin.astype(query.dtype)
     if positions is None:
         cos, sin = cos[: query.shape[1]], sin[: query.shape[1]]
-    if query.place.is_gpu_place():
+    if query.place.is_gpu_place() and rope.dim % 4 == 0:  # its kernel reads pairs of each half
         return fused_rotary_position_embedding(
             query, key, None, sin=sin, cos=cos, position_ids=positions, use_neox_rotary_style=False
         )[:2]
     if positions is None:
         cos, sin = cos.unsqueeze([0, 2]), sin.unsqueeze([0, 2])
     else:
-        cos, sin = cos[positions].unsqueeze(2), sin[positions].unsqueeze(2)
+        cos, sin = (functional.embedding(positions, table).unsqueeze(2) for table in (cos, sin))
     return _turn(query, cos, sin), _turn(key, cos, sin)
 
 
@@ -74,7 +75,7 @@ class _Table:
     sin: Tensor
 
 
-_tables: tuple[_Table, ...] = ()  # the last ones used
+_tables: tuple[_Table, ...] = ()  # the last ones made
 
 
 def _find_table(rope: Rope, length: int) -> tuple[Tensor, Tensor]:
@@ -134,7 +135,3 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _deinterleave(x: Tensor) -> Tensor:
     """[a0, b0, a1, b1, ...] -> [a0, a1, ..., b0, b1, ...] on the last axis."""
     return x.reshape([0, 0, 0, -1, 2]).transpose([0, 1, 2, 4, 3]).flatten(3)
-
-
-def _interleave(x: Tensor) -> Tensor:
-    return x.reshape([0, 0, 0, 2, -1]).transpose([0, 1, 2, 4, 3]).flatten(3)

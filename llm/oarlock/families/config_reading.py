@@ -77,6 +77,7 @@ def read_latent_attention(config: Any, interleaved: bool) -> LatentAttention:
         scale=(config.qk_nope_head_dim + config.qk_rope_head_dim) ** -0.5 * mscale**2,
         rope=rope,
         bias=config.attention_bias,
+        dropout=float(config.attention_dropout),
     )
 
 

@@ -53,4 +53,4 @@ def adapt_attention_mask(inputs: dict[str, Any], model: Any) -> dict[str, Any]:
     if ends is None or (family is not None and family.decoder is not None):
         return inputs
     others = {name: value for name, value in inputs.items() if name != ENDS}
-    return others | {"attention_mask": dense_mask(*[ends.shape[1]] * 2, ends, None)}
+    return others | {"attention_mask": dense_mask(ends.shape[1], ends.shape[1], ends)}

@@ -45,7 +45,7 @@ def config_of(fields: dict[str, Any]) -> Any:
 
 
 @given(st.data(), st.sampled_from(["default", *SCALINGS]), st.floats(2, 1e7), st.booleans(), st.booleans())
-def test_there_and_back(data, kind, theta, is_new, is_paddles):
+def test_round_trip(data, kind, theta, is_new, is_paddles):
     scaling = {} if kind == "default" else {"rope_type": kind, **data.draw(SCALINGS[kind])}
     content = (
         {"rope_parameters": {"rope_theta": theta, **scaling}}

@@ -100,7 +100,6 @@ from oarlock.environment import matmul_library
 from oarlock.environment.paddle_import import import_paddle
 import_paddle(2)
 import paddle
-from op_checks import normal
 
 def compare():
     rng = np.random.default_rng(0)

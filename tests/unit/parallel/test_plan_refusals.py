@@ -170,16 +170,16 @@ def test_sharding_with_data_and_tensor_parallel_is_accepted(degrees):
             plan_of(tensor=4, pipeline=2),
             {"family": "gptj"},
             "2 problems with the plan for 8 ranks:\n"
-            "  - --tensor_parallel_degree 4: PaddleNLP has no tensor-parallel layers for gptj (it has for llama, qwen2, "
-            "mistral, gemma, bloom, chatglm, chatglm_v2, glm); drop the flag\n"
-            "  - --pipeline_parallel_degree 2: PaddleNLP has no pipeline class for gptj (it has for llama, qwen2, gemma, "
-            "chatglm_v2); drop the flag",
+            "  - --tensor_parallel_degree 4: PaddleNLP has no tensor-parallel layers for gptj (`oarlock families` "
+            "lists which families have them); drop the flag\n"
+            "  - --pipeline_parallel_degree 2: PaddleNLP has no pipeline class for gptj (`oarlock families` lists which "
+            "families have them); drop the flag",
         ),
         (
             plan_of(tensor=2, sequence_parallel=True),
-            {"family": "mistral"},
-            "--sequence_parallel: PaddleNLP has no sequence-parallel layers for mistral (it has for llama, qwen2, "
-            "chatglm_v2); drop the flag",
+            {"family": "bloom"},
+            "--sequence_parallel: PaddleNLP has no sequence-parallel layers for bloom (`oarlock families` lists which "
+            "families have them); drop the flag",
         ),
         (
             plan_of(tensor=2),

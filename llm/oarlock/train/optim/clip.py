@@ -69,7 +69,8 @@ class GlobalNormClip(nn.clip.GradientClipBase):
         self, params_grads: list[tuple[paddle.Tensor, paddle.Tensor | None]]
     ) -> list[tuple[paddle.Tensor, paddle.Tensor | None]]:
         clipped = [(p, g) for p, g in params_grads if g is not None and getattr(p, "need_clip", True)]
-        squares, of_experts = [], []
+        squares: list[paddle.Tensor] = []
+        of_experts: list[paddle.Tensor] = []
         for p, g in clipped:  # one of the ranks that have the reduced gradient of a parameter counts it
             unsliced = hasattr(p, "unslice")  # too small for stage 3 to slice
             if (self._counts_unsliced or not unsliced) and p.name.removeprefix(SLICE) not in self._counted_elsewhere:
