@@ -74,14 +74,13 @@ class Epoch:
 
     def __init__(self, collator: Any, dataset: Any, batch_size: int) -> None:
         import paddle
-        from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
+        from paddlenlp.transformers import LlamaConfig
 
         from oarlock.data.corpus.order import SampleOrder
-        from oarlock.models.packing import attend_in_blocks
+        from oarlock.decoder.classes import make_model_class
 
         paddle.seed(0)
-        self.model = LlamaForCausalLM(LlamaConfig(**LLAMA))
-        attend_in_blocks(self.model)
+        self.model = make_model_class("llama")(LlamaConfig(**LLAMA))
         self.optimizer = paddle.optimizer.AdamW(1e-4, parameters=self.model.parameters())
         order = SampleOrder(len(dataset), 0)
         starts = range(0, len(dataset), batch_size)

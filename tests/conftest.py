@@ -16,21 +16,21 @@ sys.path[:0] = [str(ROOT / "llm"), str(ROOT / "tests")]
 from oarlock.compat import lazy_imports  # noqa: E402
 from oarlock.environment import matmul_library  # noqa: E402
 
-# As every program of ours does: before it imports paddlenlp, and before anything is multiplied.
+# As in every program of the project: before paddlenlp is imported and before any matrix product.
 lazy_imports.install()
 matmul_library.use_library(matmul_library.choose_library())
 
 from helpers import make_tiny_config, make_tiny_model, make_tiny_tokenizer  # noqa: E402
 from oarlock.data.corpus.build_corpus import BuildOptions, build_corpus  # noqa: E402
 
-# How long an example takes decides no test.
+# No deadline: tests must not depend on how long an example takes.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory):
-    """What programs keep between runs is kept between the tests of a session, and no longer."""
+    """Give the session its own cache folder, shared by all its tests and deleted at the end."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -53,7 +53,7 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fused_ops():
-    """In place (where they are built) for a test, as in a program that has trained before."""
+    """Install the fused ops, if they are built, as in a program that has trained before."""
     from oarlock.ops import install
 
     install.use(True)
@@ -63,7 +63,7 @@ def fused_ops():
 
 @pytest.fixture
 def paddles_own_ops():
-    """In their places when a test begins, and again when it ends, for a test that puts the fused ones there."""
+    """Restore Paddle's own ops before and after a test that installs the fused ones."""
     from oarlock.ops import install
 
     install.use(False)
@@ -75,7 +75,7 @@ def paddles_own_ops():
 def parity_python() -> str:
     """The Python that has torch, transformers and peft (scripts/parity_env.sh, or $OARLOCK_PARITY_PYTHON)."""
     python = Path(os.environ.get("OARLOCK_PARITY_PYTHON") or ROOT / ".venv-parity" / "bin" / "python")
-    assert python.exists(), f"{python} is not there: run `bash scripts/parity_env.sh`, which makes it"
+    assert python.exists(), f"{python} is missing: run `bash scripts/parity_env.sh` to create it"
     return str(python)
 
 

@@ -1,4 +1,4 @@
-"""Triton as it was asked before there was a front: with its own HTTP on a port, beside its gRPC on the Unix socket."""
+"""Triton without the front: with its own HTTP port next to its gRPC socket."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GUARD_S = 600
 
 @dataclass(frozen=True)
 class DirectTriton:
-    """HOST:PORT of its HTTP, and the folder with its socket."""
+    """HOST:PORT of Triton's HTTP, and the folder with its socket."""
 
     rest: str
     run: str
@@ -31,7 +31,7 @@ class DirectTriton:
 
 @contextlib.contextmanager
 def direct_triton(repository: Path, run: Path) -> Iterator[DirectTriton]:
-    """Started on an export; `run` is a new folder."""
+    """Start Triton on an export; `run` is a new folder."""
     run.mkdir(mode=0o700)
     make_served_tree(repository, run / "models")
     triton = TritonConfig(models=MODELS, run=str(run), memory_prefix=f"oarlock-direct-{os.getpid()}-")
@@ -45,7 +45,7 @@ def direct_triton(repository: Path, run: Path) -> Iterator[DirectTriton]:
         ]
 
     said: list[str] = []
-    # Its models are not told of a folder of `oarlock serve`, where they would leave the checks of requests to the front.
+    # Without a server folder its models check requests themselves; under `oarlock serve` the front checks them.
     with mock.patch.object(server, "_flags", with_http), mock.patch.object(server, "RUN_VARIABLE", "OARLOCK_TESTS_RUN"):
         process = server.start_triton(server.Installation.find(), ServeConfig(triton=triton, drain_seconds=1), MODELS)
     reader = threading.Thread(target=lambda: said.extend(process.stdout or ()), daemon=True)

@@ -1,4 +1,4 @@
-"""A tiny random model of every family: the arguments of its PaddleNLP configuration.
+"""A tiny random model of every family of PaddleNLP: the arguments of its configuration there.
 
 Two layers, width 32, the 512 tokens of helpers.make_tiny_tokenizer (0 ends a text, 1 and 2 open the two sides of a
 conversation, which for ChatGLM are [gMASK] and the beginning of the answer).
@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from helpers import ordinary
+from helpers import make_norms_and_biases_nontrivial
+from support.tiny_configs import TINY_CONFIGS
 
 _TOKENS = {"vocab_size": 512, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 _SIZES = _TOKENS | {
@@ -41,9 +42,13 @@ _NAMES = {
 
 
 def family_config(family: str, **changes: Any) -> Any:
-    """PaddleNLP's configuration of a tiny model."""
+    """The configuration of a tiny model: of a row above, or of support.tiny_configs."""
     import paddlenlp.transformers
 
+    from oarlock.model_config.load import make_config
+
+    if family not in FAMILIES:
+        return make_config(TINY_CONFIGS[family] | changes, family)
     name = _NAMES.get(family, family.capitalize())
     kind = "ConditionalGeneration" if family == "glm" else "CausalLM"
     config_class = getattr(paddlenlp.transformers, f"{name}Config")
@@ -51,12 +56,12 @@ def family_config(family: str, **changes: Any) -> Any:
 
 
 def family_model(family: str, seed: int = 0, method: Any = None, **changes: Any) -> Any:
-    """It, with random weights and ordinary norms and biases (under a path that does not exist: nothing is read).
+    """A tiny model with random weights and with norms and biases as in a trained model.
 
     Args:
-        method: that trains few parameters beside it.
+        method: a PEFT method to attach, or None.
     """
     from oarlock.models.build import ModelSource, build_model
 
     source = ModelSource(Path(family), family_config(family, **changes), from_weights=False)
-    return ordinary(build_model(source, seed=seed, method=method))
+    return make_norms_and_biases_nontrivial(build_model(source, seed=seed, method=method))

@@ -1,10 +1,10 @@
-"""A store of ranks that says what a test wants (what a rank once read from Paddle's chose the file it wrote into)."""
+"""A store whose content a test chooses (a value from Paddle's store once decided which file a rank wrote)."""
 
 from __future__ import annotations
 
 
 class ForgedStore:
-    """Looks like Paddle's TCPStore; every key has the same content."""
+    """Has the interface of Paddle's TCPStore; every key has the same content."""
 
     def __init__(self, content):
         self.content = content

@@ -1,4 +1,4 @@
-"""HTTP ports of the front in this process, with clients that speak over a socket as they like."""
+"""HTTP ports of the front in this process, and clients that write arbitrary bytes to a socket."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from oarlock.serve.config import EngineConfig, FrontConfig, ServeConfig
 from oarlock.serve.front.http.server import make_http_server
 
-GUARD_S = 60  # against a test that hangs; nothing is decided by it
+GUARD_S = 60  # only guards against hanging
 
 
 def configure(max_body=EngineConfig.max_body, **front) -> ServeConfig:
-    """A configuration of fields of the front, and one of the engine."""
+    """A configuration with fields of the front and of the engine."""
     return ServeConfig(EngineConfig(max_body=max_body), front=FrontConfig(**front))
 
 
@@ -24,8 +24,8 @@ OPTIONS = configure()
 
 
 @contextlib.contextmanager
-def running(app, options=OPTIONS, **limits) -> Iterator[int]:
-    """An application behind a port of this machine."""
+def serve_app(app, options=OPTIONS, **limits) -> Iterator[int]:
+    """Serve an application on a port of this machine."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         server = make_http_server(app, options, 0, **limits)
@@ -39,8 +39,8 @@ def running(app, options=OPTIONS, **limits) -> Iterator[int]:
             thread.join(GUARD_S)
 
 
-def speak(port: int, *pieces: bytes, end: bool = False) -> bytes:
-    """All that the server says to these bytes, until it closes the connection."""
+def exchange_bytes(port: int, *pieces: bytes, end: bool = False) -> bytes:
+    """Send bytes, and return everything the server sends until it closes the connection."""
     with socket.create_connection(("127.0.0.1", port), timeout=GUARD_S) as client:
         for piece in pieces:
             try:
@@ -49,11 +49,11 @@ def speak(port: int, *pieces: bytes, end: bool = False) -> bytes:
                 break
         if end:
             client.shutdown(socket.SHUT_WR)
-        return heard(client)
+        return read_to_end(client)
 
 
-def heard(client: socket.socket) -> bytes:
-    """Until the end of the connection."""
+def read_to_end(client: socket.socket) -> bytes:
+    """Read until the connection is closed."""
     found = b""
     with contextlib.suppress(ConnectionResetError):
         while piece := client.recv(65536):
@@ -61,16 +61,16 @@ def heard(client: socket.socket) -> bytes:
     return found
 
 
-def head(path="/x", method="POST", host="localhost", version="1.1", **headers) -> bytes:
-    """The head of a request, after which the connection ends."""
+def make_head(path="/x", method="POST", host="localhost", version="1.1", **headers) -> bytes:
+    """The headers of a request that closes the connection."""
     lines = [f"{method} {path} HTTP/{version}", f"Host: {host}", "Connection: close"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
-def status(answer: bytes) -> int:
+def read_status(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1])
 
 
-def content(answer: bytes):
+def read_content(answer: bytes):
     return json.loads(answer.partition(b"\r\n\r\n")[2])

@@ -1,4 +1,4 @@
-"""Calls of tests to the gRPC port, and what they wait for."""
+"""Calls of the gRPC port, and helpers that wait."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from scripted_triton import GUARD_S
 
 
 def run(work):
-    """Run a coroutine, for at most GUARD_S seconds."""
+    """Run a coroutine for at most GUARD_S seconds."""
     return asyncio.run(asyncio.wait_for(work, GUARD_S))
 
 
-async def failure(call):
-    """(code, details) of a call that has to fail."""
+async def expect_failure(call):
+    """(code, details) of a call that must fail."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return caught.value.code(), caught.value.details()
 
 
-async def until(is_so):
-    """Wait until something is so."""
+async def wait_until(is_so):
+    """Wait until a condition holds."""
     while not is_so():
         await asyncio.sleep(0.01)
 
 
-def texts(answers):
+def read_texts(answers):
     """The text, or the error, of each answer of a stream."""
     return [a.error_message or a.infer_response.raw_output_contents[0][4:].decode() for a in answers]
 

@@ -54,7 +54,7 @@ def make_tiny_tokenizer(folder: str | Path, vocab_size: int = 512) -> Path:
 
 
 def make_tiny_model(folder: str | Path, **changes: Any) -> Path:
-    """A random Llama with its tokenizer, saved as people have them (safetensors)."""
+    """Save a random Llama with its tokenizer, as published models are (safetensors)."""
     from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 
     import_paddle()
@@ -63,7 +63,7 @@ def make_tiny_model(folder: str | Path, **changes: Any) -> Path:
 
     set_paddlenlp_log_level("error")
     paddle.seed(7)
-    model = ordinary(LlamaForCausalLM(LlamaConfig(**(TINY_LLAMA | changes))))
+    model = make_norms_and_biases_nontrivial(LlamaForCausalLM(LlamaConfig(**(TINY_LLAMA | changes))))
     model.save_pretrained(str(folder), safe_serialization=True)
     make_tiny_tokenizer(folder)
     return Path(folder)
@@ -79,7 +79,7 @@ def logits_of(model: Any, ids: Any) -> Any:
     return (found[0] if isinstance(found, (tuple, list)) else found).numpy()
 
 
-def ordinary(model: Any) -> Any:
+def make_norms_and_biases_nontrivial(model: Any) -> Any:
     """A model whose norms are not 1 and whose biases are not 0, as every trained one's, in place: ones and zeros hide
     faults. The values follow from the names."""
     for name, parameter in model.named_parameters():
@@ -88,7 +88,7 @@ def ordinary(model: Any) -> Any:
     return model
 
 
-def ordinary_folder(folder: Path) -> None:
+def make_folder_nontrivial(folder: Path) -> None:
     """The same for the model in a folder (one float32 file in Paddle's layout)."""
     from safetensors.numpy import load_file, save_file
 
@@ -132,7 +132,7 @@ def make_adapter(
 
 
 def make_tiny_config(folder: str | Path, **changes: Any) -> Path:
-    """config.json and tokenizer alone, for training from scratch."""
+    """Write config.json and the tokenizer only, for training from scratch."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     content = {"model_type": "llama", **TINY_LLAMA, **changes}
@@ -142,7 +142,7 @@ def make_tiny_config(folder: str | Path, **changes: Any) -> Path:
 
 
 def encode_conversation(conversation: Any, tokenizer: Any, template: Any, src_length: int, tgt_length: int) -> Any:
-    """A conversation as oarlock.data.examples.encode makes an example of it."""
+    """Encode a conversation as oarlock.data.examples.encode does."""
     from oarlock.data.examples.labels import encode_chat
     from oarlock.data.templates.trained_spans import render_chat_text
     from oarlock.data.tokenizers.load import encode_marked
@@ -153,7 +153,7 @@ def encode_conversation(conversation: Any, tokenizer: Any, template: Any, src_le
 
 
 def write_checkpoint(folder: Path, step: int, **changes: Any) -> Path:
-    """A small whole checkpoint, as a run of one process writes it.
+    """Write a small complete checkpoint, as a run of one process does.
 
     Args:
         changes: fields of its manifest.
@@ -180,7 +180,7 @@ def write_checkpoint(folder: Path, step: int, **changes: Any) -> Path:
     return folder
 
 
-def flags(**options: Any) -> list[str]:
+def make_flags(**options: Any) -> list[str]:
     """{"max_steps": 3, "do_train": True} -> ["--max_steps", "3", "--do_train", "True"]."""
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
@@ -188,7 +188,7 @@ def flags(**options: Any) -> list[str]:
 def run_program(
     program: str | Path, *words: str, cwd: Path | None = None, timeout: int = 300, **kwargs: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run one of the entrypoints (a path below llm/) or "oarlock" in a process of its own."""
+    """Run an entrypoint (a path below llm/) or "oarlock" in a separate process."""
     start = ["-m", "oarlock"] if program == "oarlock" else [str(LLM / program)]
     environment = {**os.environ, "PYTHONPATH": str(LLM), **kwargs.pop("env", {})}
     return subprocess.run(
@@ -203,14 +203,14 @@ def run_program(
     )
 
 
-def heed_signals() -> None:
+def reset_signals() -> None:
     """A preexec_fn: what a program inherits as ignored it may never see (SIGHUP under nohup, SIGINT behind a script's
     "&")."""
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a .jsonl file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 

@@ -24,7 +24,7 @@ COMPARED = ("step", "epoch", "loss", "learning_rate", "grad_norm", "samples", "e
 
 
 def make_model(folder: Path) -> None:
-    """A tiny random Llama with the embedded tokenizer, in its own process (paddle stays out of this one)."""
+    """Save a tiny random Llama with the embedded tokenizer from another process (this one must not import paddle)."""
     code = (
         "import sys; sys.path[:0] = [sys.argv[1] + '/llm', sys.argv[1] + '/tests']\n"
         "from helpers import make_tiny_model; make_tiny_model(sys.argv[2])"
@@ -33,7 +33,7 @@ def make_model(folder: Path) -> None:
 
 
 def command(model: Path, output: Path, steps: int) -> list[str]:
-    """A fine-tuning run with dropout-free but shuffled data, accumulation, and log rows that span checkpoints."""
+    """A fine-tuning run without dropout, with shuffled data, gradient accumulation, and log rows that span checkpoints."""
     flags = {
         "model_name_or_path": model, "output_dir": output, "max_steps": steps, "src_length": 32, "tgt_length": 16,
         "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-3,
@@ -44,19 +44,19 @@ def command(model: Path, output: Path, steps: int) -> list[str]:
     return [sys.executable, str(ROOT / "llm/finetune_generation.py"), *words, "--do_train", "--do_eval"]
 
 
-def figures(output: Path) -> list[dict[str, float]]:
+def read_metrics(output: Path) -> list[dict[str, float]]:
     """The rows of metrics.jsonl, without times and rates."""
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [{key: row[key] for key in COMPARED if key in row} for row in rows]
 
 
-def digest(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def rows_written(output: Path) -> int:
-    """How far a run is, in rows of its metrics."""
+def count_rows(output: Path) -> int:
+    """The progress of a run in rows of its metrics."""
     path = output / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
@@ -73,9 +73,9 @@ def run_killed(words: list[str], output: Path, kills: int, most_rows: int, rng: 
         if done < kills:
             wait_for_save = done % 3 == 2
             starting = not wait_for_save and rng.random() < 0.2
-            rows = rows_written(output) + rng.randint(1, most_rows)
+            rows = count_rows(output) + rng.randint(1, most_rows)
             last = time.monotonic() + (rng.uniform(0.5, 4.0) if starting else 120.0)
-            while process.poll() is None and time.monotonic() < last and rows_written(output) < rows:
+            while process.poll() is None and time.monotonic() < last and count_rows(output) < rows:
                 time.sleep(0.02)
             save_by = time.monotonic() + (10 if wait_for_save else rng.uniform(0.0, 0.1))
             while process.poll() is None and time.monotonic() < save_by:
@@ -95,7 +95,7 @@ def run_killed(words: list[str], output: Path, kills: int, most_rows: int, rng: 
 
 
 def main() -> int:
-    """See the module."""
+    """Run the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=None, help="default: enough for the kills")
@@ -110,8 +110,8 @@ def main() -> int:
         most_rows = max(1, steps // 5 // (arguments.kills + 1))  # a row every 5 steps
         words = command(base / "model", killed, steps)
         done, during_save = run_killed(words, killed, arguments.kills, most_rows, random.Random(arguments.seed))
-        same_figures = figures(alone) == figures(killed)
-        same_weights = digest(alone / "model.safetensors") == digest(killed / "model.safetensors")
+        same_figures = read_metrics(alone) == read_metrics(killed)
+        same_weights = hash_file(alone / "model.safetensors") == hash_file(killed / "model.safetensors")
         leftovers = [path.name for path in killed.glob(".*")]
         summary = {
             "steps": steps,

@@ -1,4 +1,4 @@
-"""What the tests of fused operators share."""
+"""Helpers for the tests of fused operators."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import paddle  # noqa: E402
 built = pytest.mark.skipif(bool(library.why_missing()), reason=library.why_missing())
 
 
-def normal(*shape, seed=0):
+def draw_normal(*shape, seed=0):
     tensor = paddle.to_tensor(np.random.default_rng([seed, *shape]).normal(0, 1, shape).astype("float32"))
     tensor.stop_gradient = False
     return tensor
 
 
-def same(fused, reference, inputs, rtol=1e-5):
-    """Both functions of the inputs have the same outputs, and gradients for uneven ones of the outputs."""
+def check_same(fused, reference, inputs, rtol=1e-5):
+    """Check that two functions have equal outputs, and equal gradients for non-uniform output gradients."""
     results = []
     for function in (fused, reference):
         outputs = function(*inputs)
         outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
-        gradients = [normal(*output.shape, seed=7) for output in outputs]
+        gradients = [draw_normal(*output.shape, seed=7) for output in outputs]
         results.append([*outputs, *paddle.grad(outputs, inputs, gradients)])
     for found, wanted in zip(*results, strict=True):
         assert found.shape == wanted.shape

@@ -1,4 +1,4 @@
-"""A Triton on a Unix socket that knows its models by their configurations and answers as it is told."""
+"""A Triton on a Unix socket that reads the configurations of its models and answers as a test scripts it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from serving import free_ports
 
 MODELS = ("oarlock", "oarlock_infer", "oarlock_json")
 CONFIGS = {name: make_template_config(name) for name in MODELS}
-GUARD_S = 60  # against a test that hangs
+GUARD_S = 60  # only guards against hanging
 
 
 def limits(max_body=100_000):
@@ -39,7 +39,7 @@ def question(model="oarlock_infer", text=b"x", **more):
 
 
 class ScriptedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Each answer has the request's text; a stream has as many as `pieces`, and goes on when `gate` is open."""
+    """Answers each request with its text; a stream has `pieces` answers, which wait for `gate`."""
 
     def __init__(self):
         self.seen = []

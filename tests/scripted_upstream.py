@@ -1,4 +1,4 @@
-"""In the place of Triton: has the models of an export, keeps what it is asked, and answers as a test scripts it."""
+"""A stand-in for Triton with the models of an export: it records requests and answers as a test scripts it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ ONE = {"name": "text_input", "datatype": "BYTES", "shape": [1], "data": ["x"]}
 
 
 class ScriptedUpstream(TritonClient):
-    """Without a connection. `script` has what streams give: responses, texts of errors, TritonFailures."""
+    """A Triton client without a connection. `script` holds the events of streams: responses, error texts,
+    TritonFailures.
+    """
 
     def __init__(self):
         self.asked, self.script, self.is_away = [], [], False
-        self.to_one = None  # what a call with one answer gets, where that is not the first of the script
+        self.to_one = None  # the response to a unary call, if it is not the first of the script
         self.going, self.cancelled = asyncio.Event(), 0  # a script that ends with ... waits for the client to leave
 
     async def is_server_ready(self):
@@ -73,14 +75,14 @@ class ScriptedUpstream(TritonClient):
 
 
 def config(name) -> model_config_pb2.ModelConfig:
-    """Of a model of an export."""
+    """The configuration of a model of an export."""
     found = model_config_pb2.ModelConfig.FromString(make_template_config(name).SerializeToString())  # fmt: skip
     found.name = name
     return found
 
 
 def response(model="oarlock", id="", **tensors) -> service_pb2.ModelInferResponse:
-    """With outputs of these values: texts, whole numbers, or arrays."""
+    """A response with these output values: texts, integers, or arrays."""
     made = service_pb2.ModelInferResponse(model_name=model, model_version="1", id=id)
     for name, value in tensors.items():
         array = value if isinstance(value, np.ndarray) else np.array(*((([value.encode()], object)) if isinstance(value, str) else ([value] if isinstance(value, int) else value, np.int32)))  # fmt: skip
@@ -90,12 +92,12 @@ def response(model="oarlock", id="", **tensors) -> service_pb2.ModelInferRespons
 
 
 def answer(text="ho", ids=(5, 6), end="stop", model="oarlock") -> service_pb2.ModelInferResponse:
-    """As the streaming model answers."""
+    """An answer of the streaming model."""
     return response(model, text_output=text, token_ids=list(ids), finish_reason=end, prompt_tokens=3, completion_tokens=len(ids))  # fmt: skip
 
 
-def asked_values(request) -> dict:
-    """The inputs of a request, by their names."""
+def read_inputs(request) -> dict:
+    """The inputs of a request by name."""
     kinds = {"BOOL": np.bool_, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
     found = {}
     for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):

@@ -1,4 +1,4 @@
-"""A server under test: started as users start it, and looked at from outside."""
+"""A server under test: started as users start it, and observed from outside."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from helpers import LLM, free_ports
 
 KEY = "a-key-for-the-tests"
 QUESTION = "Repeat the words: river window"
-# An answer that no machine gets to the end of while a test looks: the tests end it.
+# An answer so long that no machine finishes it during a test: the tests end it.
 CONTEXT = 1 << 17
 ENDLESS = {"ignore_eos": True, "max_tokens": 120_000}
-GUARD_S = 600  # against a test that hangs; nothing is decided by it
+GUARD_S = 600  # only guards against hanging
 TOKENS = 12
 
 
 @dataclass
 class Server:
-    """`oarlock serve` in a process of its own."""
+    """`oarlock serve` in a separate process."""
 
     folder: Path
     log: Path
     words: tuple[str, ...] = ()
-    key: str = ""  # that requests bring
+    key: str = ""  # sent with requests
     environment: dict[str, str] = field(default_factory=dict)
     ports: list[int] = field(default_factory=lambda: free_ports(4))
 
@@ -59,7 +59,7 @@ class Server:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Of a request, over HTTP or gRPC."""
+        """Headers of a request over HTTP or gRPC."""
         return {"authorization": f"Bearer {self.key}"} if self.key else {}
 
     @property
@@ -68,7 +68,7 @@ class Server:
         return line.split()[4]
 
     def admin(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """`oarlock admin` with words."""
+        """Run `oarlock admin` with arguments."""
         return subprocess.run(
             [sys.executable, "-m", "oarlock", "admin", "--socket", self.admin_socket, *words],
             env={**os.environ, "PYTHONPATH": str(LLM)},
@@ -106,14 +106,14 @@ class Server:
         return sum(float(line.split()[-1]) for line in found)
 
     def wait_open(self, count: int, seconds: float = GUARD_S) -> None:
-        """Until so many requests are open."""
+        """Wait until this many requests are open."""
         deadline = time.monotonic() + seconds
         while (found := self.metric("oarlock_open_requests")) != count:
             assert time.monotonic() < deadline, f"{found} requests are open, not {count}"
             time.sleep(0.02)
 
     def processes(self) -> list[int]:
-        """All below the first."""
+        """All descendants of the first process."""
         parents = {}
         for path in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
@@ -129,7 +129,7 @@ class Server:
 
     @contextlib.contextmanager
     def asked(self, port: int, path: str, content: Any) -> Iterator[None]:
-        """A plain request whose client waits for its answer in here, and goes away afterwards."""
+        """Keep a plain request open during the block, and disconnect its client afterwards."""
         body = json.dumps(content).encode()
         head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -141,8 +141,8 @@ class Server:
         return [path.name for path in Path("/dev/shm").glob(f"oarlock-serve-{self.process.pid}-*")]
 
 
-def listening(port: int) -> set[str]:
-    """Addresses on which somebody waits for connections to a port."""
+def find_listeners(port: int) -> set[str]:
+    """Addresses on which a process listens to a port."""
     found = psutil.net_connections("tcp")
     return {
         one.laddr.ip.removeprefix("::ffff:")
@@ -151,17 +151,17 @@ def listening(port: int) -> set[str]:
     }
 
 
-def gone(pids: list[int], seconds: float = GUARD_S) -> bool:
-    """Whether none of these processes runs any more, within some time."""
+def have_exited(pids: list[int], seconds: float = GUARD_S) -> bool:
+    """Whether all of these processes exit within some time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if not any(alive(pid) for pid in pids):
+        if not any(is_alive(pid) for pid in pids):
             return True
         time.sleep(0.1)
     return False
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
@@ -199,7 +199,7 @@ def chat_tensors(question, tokens=TOKENS, **more):
 
 
 class GrpcStream:
-    """tritonclient's streaming, as a loop."""
+    """tritonclient's streaming as an iterator."""
 
     def __init__(self, server):
         self.client = grpcclient.InferenceServerClient(server.grpc_url)
@@ -224,7 +224,7 @@ class GrpcStream:
 
 
 def wait_until(is_so, said=str, seconds=GUARD_S):
-    """Guards against a wait without an end; nothing is decided by it."""
+    """Wait for a condition; the limit only guards against hanging."""
     deadline = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < deadline, said()

@@ -1,4 +1,4 @@
-"""What has to work on every Python: train some steps, save, resume bit for bit, ask, serve.
+"""Must work on every Python: train some steps, save, resume bit for bit, ask, serve.
 
     python tests/smoke.py
 
@@ -13,13 +13,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kill_and_resume import ROOT, command, digest, make_model
+from kill_and_resume import ROOT, command, hash_file, make_model
 
 STEPS = 4  # warm-up takes three
 
 
 def run(*words: str | Path) -> str:
-    """What it prints; ends the smoke test when it fails."""
+    """Run a command and return its output; a failure ends the smoke test."""
     result = subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
     if result.returncode:
         sys.exit(f"{' '.join(map(str, words))}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}")
@@ -27,14 +27,14 @@ def run(*words: str | Path) -> str:
 
 
 def main() -> None:
-    """See the module."""
+    """Run the command line."""
     with tempfile.TemporaryDirectory(prefix="oarlock-smoke-") as name:
         folder = Path(name)
         model, trained = folder / "model", folder / "trained"
         make_model(model)
         said = run(*command(model, trained, STEPS))
         assert f"done: {STEPS} steps" in said, said
-        whole = digest(trained / "model.safetensors")
+        whole = hash_file(trained / "model.safetensors")
 
         # As after a stop at step 2, where a checkpoint was written.
         (trained / "model.safetensors").unlink()
@@ -43,7 +43,7 @@ def main() -> None:
                 shutil.rmtree(checkpoint)
         said = run(*command(model, trained, STEPS))
         assert "resuming from" in said and "(step 2," in said, said
-        assert digest(trained / "model.safetensors") == whole, "the resumed run has other weights"
+        assert hash_file(trained / "model.safetensors") == whole, "the resumed run has other weights"
 
         assert "\nA: " in run(sys.executable, "-m", "oarlock", "ask", trained, "Repeat the words.\nriver window")
         said = run("bash", "scripts/quickstart_serve.sh", sys.executable, trained, folder / "served")

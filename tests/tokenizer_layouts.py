@@ -1,4 +1,4 @@
-"""Tokenizer folders in the layouts that people have, small ones trained here in the shapes of known families."""
+"""Tokenizer folders in common layouts; small ones are trained here in the form of known families."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LLAMA3_WORDS = QWEN2_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 )
-# What people's data and templates hold. {begin}, {end}: the tokenizer's own turn tokens, as a template puts them.
+# Text as in real data and templates. {begin}, {end}: the tokenizer's own turn tokens, as a template writes them.
 TEXTS = [
     "Hello, world! It's 12345 o'clock.",
     " leading space",
@@ -115,8 +115,8 @@ def llama3() -> tuple[Tokenizer, dict[str, Any]]:
     }  # fmt: skip
 
 
-def pieces(scheme: str) -> tuple[Tokenizer, dict[str, Any]]:
-    """A sentencepiece-like BPE with bytes to fall back to: Llama 2's (old and new way) and Gemma's."""
+def make_sentencepiece_like(scheme: str) -> tuple[Tokenizer, dict[str, Any]]:
+    """A sentencepiece-like BPE with byte fallback: Llama 2's (old and new form) and Gemma's."""
     special = ["<unk>", "<s>", "</s>"] if scheme != "gemma" else ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
     bytes_ = [f"<0x{i:02X}>" for i in range(256)]
     found = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
@@ -153,7 +153,7 @@ def gpt2() -> tuple[Tokenizer, dict[str, Any]]:
 
 
 def phi() -> tuple[Tokenizer, dict[str, Any]]:
-    """Runs of spaces as added tokens that are not special; a special one that takes the spaces beside it."""
+    """Runs of spaces as non-special added tokens, and a special token that absorbs adjacent spaces."""
     found, config = gpt2()
     found.add_tokens([AddedToken(" " * n, normalized=True) for n in range(8, 1, -1)])
     found.add_special_tokens(
@@ -162,7 +162,7 @@ def phi() -> tuple[Tokenizer, dict[str, Any]]:
     return found, config | {"tokenizer_class": "CodeGenTokenizer", "eos_token": "<|endoftext|>"}
 
 
-def word_pieces() -> tuple[Tokenizer, dict[str, Any]]:
+def make_word_pieces() -> tuple[Tokenizer, dict[str, Any]]:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     found = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     found.normalizer, found.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
@@ -188,18 +188,18 @@ def word_pieces() -> tuple[Tokenizer, dict[str, Any]]:
 SHAPES: dict[str, tuple[Callable[[], tuple[Tokenizer, dict[str, Any]]], str]] = {
     "qwen2": (qwen2, "qwen2"),
     "llama3": (llama3, "llama"),
-    "llama2 first": (lambda: pieces("first"), "llama"),
-    "llama2 always": (lambda: pieces("always"), "llama"),
-    "llama2 prepend": (lambda: pieces("prepend"), "llama"),
-    "gemma": (lambda: pieces("gemma"), "gemma"),
+    "llama2 first": (lambda: make_sentencepiece_like("first"), "llama"),
+    "llama2 always": (lambda: make_sentencepiece_like("always"), "llama"),
+    "llama2 prepend": (lambda: make_sentencepiece_like("prepend"), "llama"),
+    "gemma": (lambda: make_sentencepiece_like("gemma"), "gemma"),
     "gpt2": (gpt2, "gpt2"),
     "phi": (phi, "phi"),
-    "word pieces": (word_pieces, ""),
+    "word pieces": (make_word_pieces, ""),
 }
 
 
 def sentencepiece_model(folder: Path, kind: str, **more: Any) -> Path:
-    """tokenizer.model, trained by sentencepiece itself."""
+    """Train a tokenizer.model with sentencepiece."""
     import sentencepiece
 
     settings = {"character_coverage": 0.99, "byte_fallback": True, "normalization_rule_name": "identity"}

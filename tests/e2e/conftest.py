@@ -1,4 +1,4 @@
-"""One server for all tests that ask one; the last of them (test_serving_life.py) stops it."""
+"""One server for all tests that need one; the last of them (test_server_lifecycle.py) stops it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from serving import CONTEXT, ENDLESS, GUARD_S, KEY, GrpcStream, Server
 
 @pytest.fixture(scope="session")
 def served_model(tmp_path_factory):
-    """A random model of many layers with a long context, so that an answer can be endless."""
+    """A random model with many layers and a long context, so that answers can be endless."""
     return make_tiny_model(
         tmp_path_factory.mktemp("served") / "model", max_position_embeddings=CONTEXT, num_hidden_layers=12
     )

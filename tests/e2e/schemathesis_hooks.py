@@ -1,4 +1,4 @@
-"""What schemathesis sends is cut to short answers: those of the tests' model may be endless."""
+"""Shortens the answers to requests from schemathesis: those of the test model may be endless."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SHORT, LIMIT = 4, 120_000
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
-    """A number of tokens for requests that name none; numbers that are refused stay as they are."""
+    """Set a number of tokens in requests that name none; invalid numbers are kept."""
     if not isinstance(case.body, dict):
         return
     for name in ("max_tokens", "max_completion_tokens"):

@@ -1,4 +1,4 @@
-"""Adapters as users meet them: published commands, evaluation, questions, resume, another base."""
+"""Adapters as users use them: published commands, evaluation, questions, resume, another base."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from helpers import LLM, flags, make_tiny_model, rows, run_program
+from helpers import LLM, make_flags, make_tiny_model, read_rows, run_program
 from support.published_commands import COMMAND_2
 
 # Commands 3, 4 and 6: "as 2 with no launcher and no tensor_parallel_degree, and ...".
@@ -43,12 +43,12 @@ def words(folder: Path, base: Path, **more) -> list[str]:
         "model_name_or_path": base, "dataset_name_or_path": folder / "data", "per_device_train_batch_size": 8,
         "src_length": 32, "tgt_length": 16, "do_train": 1, "do_eval": 1, "report_to": "none", "logging_steps": 1,
     }  # fmt: skip
-    return flags(**(options | more))
+    return make_flags(**(options | more))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_published_commands(tmp_path, folder, name):
-    """Started as published; stopped by SIGTERM after a log row."""
+    """The commands start as published; SIGTERM stops them after a log row."""
     command = shlex.split(COMMANDS[name].replace("facebook/llama-7b", str(folder / "long")))
     command[command.index("./checkpoints/")] = str(tmp_path / "out")
     process = subprocess.Popen(
@@ -62,7 +62,7 @@ def test_published_commands(tmp_path, folder, name):
     process.terminate()
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert rows(metrics)[0]["step"] == 1
+    assert read_rows(metrics)[0]["step"] == 1
     (checkpoint,) = (tmp_path / "out").glob("checkpoint-*")
     trained = {key.split("/", 1)[1] for key in load_file(checkpoint / "rank-00000.safetensors")}
     if name == "instruction":
@@ -92,23 +92,23 @@ def test_from_training_to_answers(tmp_path, folder, tiny_model, name):
     )  # fmt: skip
     result = run_program("finetune_generation.py", *command)
     assert result.returncode == 0, result.stderr
-    losses = [row["loss"] for row in rows(out / "metrics.jsonl") if "loss" in row]
+    losses = [row["loss"] for row in read_rows(out / "metrics.jsonl") if "loss" in row]
     assert losses[-1] < 0.9 * losses[0]
     saved = {path.name for path in out.iterdir()}
     assert {"adapter.json", "peft_model.safetensors", "tokenizer.json", "chat_template.jinja"} <= saved
     assert not any(path.startswith("model") for path in saved)  # the base is not saved again
 
-    # The adapter alone, in evaluation, gives what training saw at its end.
+    # Evaluating the adapter alone gives the loss at the end of training.
     evaluated = run_program(
         "finetune_generation.py",
         *words(folder, tiny_model, do_train=0, output_dir=tmp_path / "eval", adapter_name_or_path=out, **METHODS[name]),
     )
     assert evaluated.returncode == 0, evaluated.stderr
-    last = [row["eval_loss"] for row in rows(out / "metrics.jsonl") if "eval_loss" in row][-1]
-    assert rows(tmp_path / "eval" / "metrics.jsonl")[-1]["eval_loss"] == pytest.approx(last, rel=1e-6)
+    last = [row["eval_loss"] for row in read_rows(out / "metrics.jsonl") if "eval_loss" in row][-1]
+    assert read_rows(tmp_path / "eval" / "metrics.jsonl")[-1]["eval_loss"] == pytest.approx(last, rel=1e-6)
 
     asked = run_program("oarlock", "ask", str(out), "Say it.\nfire", "--max-new-tokens", "16")
-    samples = {row["prompt"]: row["answer"] for row in rows(out / "samples.jsonl")[-4:]}
+    samples = {row["prompt"]: row["answer"] for row in read_rows(out / "samples.jsonl")[-4:]}
     answer = next(text for prompt, text in samples.items() if "fire" in prompt)
     assert asked.stdout.splitlines()[-1].strip() == f"A: {answer.strip()}".strip(), asked.stderr
 
@@ -122,7 +122,7 @@ def test_from_training_to_answers(tmp_path, folder, tiny_model, name):
 
 
 def test_another_base_is_refused(tmp_path, folder, tiny_model):
-    """When a run goes on, and when an adapter is asked."""
+    """Both on resume and when a question is asked."""
     out, other = tmp_path / "out", make_tiny_model(tmp_path / "other")
     weights = load_file(other / "model.safetensors")
     weights["llama.norm.weight"][-1] += 1

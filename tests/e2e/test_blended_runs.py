@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from helpers import flags, make_tiny_model, rows
+from helpers import make_flags, make_tiny_model, read_rows
 from oarlock.data.corpus.build_corpus import BuildOptions, build_corpus
 
 COMMON = {"report_to": "none", "device": "cpu", "num_threads": 1, "disable_tqdm": 1, "collective_timeout": 60}
@@ -60,7 +60,7 @@ def folder(tmp_path_factory) -> Path:
 
 def pretrain(folder: Path, name: str, inputs: str, ranks: int = 1, **more: int) -> list[str]:
     launcher = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(ranks)] if ranks > 1 else []
-    return [*launcher, "run_pretrain.py", *flags(**COMMON | {
+    return [*launcher, "run_pretrain.py", *make_flags(**COMMON | {
         "model_name_or_path": folder / "model", "continue_training": 1, "input_dir": inputs, "split": "80,20,0",
         "max_seq_length": 16, "per_device_eval_batch_size": 3, "do_eval": 1, "output_dir": folder / name / "out", **more,
     })]  # fmt: skip
@@ -78,8 +78,8 @@ def results(folder) -> dict[str, Any]:
         "pipeline": pretrain(folder, "pipeline", f"0.7 {a} 0.3 {b}", ranks=2, pipeline_parallel_degree=2),
         "a": pretrain(folder, "a", a),
         "b": pretrain(folder, "b", b),
-        "tune": ["finetune_generation.py", *flags(**TUNING | tune | {"output_dir": folder / "tune" / "out"})],
-        "packed": ["finetune_generation.py", *flags(**TUNING | tune | {
+        "tune": ["finetune_generation.py", *make_flags(**TUNING | tune | {"output_dir": folder / "tune" / "out"})],
+        "packed": ["finetune_generation.py", *make_flags(**TUNING | tune | {
             "output_dir": folder / "packed" / "out", "packing": 1, "packing_length": 96, "do_generation": 1})],
     }  # fmt: skip
     found = run_all(folder, commands)
@@ -88,12 +88,12 @@ def results(folder) -> dict[str, Any]:
     for path in (folder / "resumed" / "out").iterdir():
         if path.name not in ("checkpoint-2", "metrics.jsonl", "samples.jsonl"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    words = ["finetune_generation.py", *flags(**TUNING | tune | {"output_dir": folder / "resumed" / "out"})]
+    words = ["finetune_generation.py", *make_flags(**TUNING | tune | {"output_dir": folder / "resumed" / "out"})]
     return found | run_all(folder, {"resumed": words})
 
 
 def last(folder: Path, name: str) -> dict[str, Any]:
-    return [row for row in rows(folder / name / "out" / "metrics.jsonl") if "eval_loss" in row][-1]
+    return [row for row in read_rows(folder / name / "out" / "metrics.jsonl") if "eval_loss" in row][-1]
 
 
 def test_a_blend_is_evaluated_by_corpus_and_weighted_as_trained(results, folder):
@@ -120,7 +120,7 @@ def test_sets_are_fine_tuned_by_weight_and_resumed_exactly(results, folder):
     )
     assert "resuming from" in results["resumed"]["said"] and "held out" in results["resumed"]["said"]
     whole, resumed = (
-        [row for row in rows(folder / name / "out" / "metrics.jsonl") if row["step"] > 2]
+        [row for row in read_rows(folder / name / "out" / "metrics.jsonl") if row["step"] > 2]
         for name in ("tune", "resumed")
     )
     assert len(whole) == len(resumed) == 3

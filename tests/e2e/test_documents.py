@@ -1,7 +1,7 @@
-"""Every command of the documents, run as it is written, in reading order, in one folder that begins with the quickstart.
+"""Every command of the documentation runs as written, in reading order, in one folder that begins with the quickstart.
 
-Each page goes on where the one before it ended, as a reader does. A command may only be left out for a reason below; what
-needs GPUs has to say so on a machine without.
+Each page continues where the previous one ended, as a reader does. A command may be skipped only for a reason below; a
+command for GPUs must report that on a machine without one.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ PAGES = [
     *(f"docs/{name}.md" for name in ("conversion", "export", "serving", "python_api", "security", "troubleshooting")),
     *(f"docs/{name}.md" for name in ("coming_from", "not_supported", "families", "benchmarks", "comparison")),
 ]
-# The parts of a checkout that commands name; output, data and the like are the folder's own.
+# The parts of a checkout that commands name; output, data and the like belong to the folder.
 CHECKOUT = ("README.md", "CHANGELOG.md", "configs", "constraints.txt", "custom_ops", "deploy", "docs", "llm", "pyproject.toml", "scripts", "setup.py")  # fmt: skip
 QUICKSTART = {"PRETRAIN_STEPS": "30", "TUNING_EPOCHS": "0.3"}
-NOT_HERE = {  # beginning of a command -> why it is not run
+NOT_HERE = {  # beginning of a command -> the reason why it is not run
     "bash scripts/parity_env.sh": "scripts/test.sh has run it",
     "python tests/fuzz/": "tests/fuzz and tests/unit/train/test_manifest.py do what it does",
     "pip install": "scripts/setup.sh has done it",
     "sbatch": "there is no batch system here",
 }
-# Commands for GPUs, and what they answer where there is none.
+# Commands for GPUs, and their error on a machine without one.
 FOR_GPUS = {
     "bash scripts/finetune_lora.sh": "no NVIDIA GPU here",
     "DATA=my_questions OUTPUT=output/lora_7b": "no NVIDIA GPU here",
@@ -46,14 +46,14 @@ FOR_GPUS = {
     "bash scripts/run_trainer_tp4pp2.sh": "no NVIDIA GPU here",
     "oarlock launch --gpus": "no NVIDIA GPU here",
     "NNODES=4": "no NVIDIA GPU here",
-    "python -m paddle.distributed.launch --gpus": None,  # Paddle's launcher fails in a CPU build in its own words
+    "python -m paddle.distributed.launch --gpus": None,  # on a CPU build, Paddle's launcher fails with its own message
 }
 SERVERS = {"oarlock serve": "oarlock: ready after", "visualdl": "Running VisualDL"}
-TIMEOUT_S = 600  # of a command; a guard against a hang, far above what any takes
+TIMEOUT_S = 600  # per command; only guards against hanging
 
 
 def blocks(page: str) -> list[list[str]]:
-    """The commands of each ```bash block, comments removed; a ```python block of the Python API is a program."""
+    """The commands of each ```bash block, without comments; a ```python block of the Python API is one program."""
     found = []
     for language, block in re.findall(r"```(bash|python)\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S):
         if language == "python":
@@ -66,7 +66,7 @@ def blocks(page: str) -> list[list[str]]:
 
 @dataclass
 class Reader:
-    """Someone who types what they read, in `folder`."""
+    """A reader who types the commands in `folder`."""
 
     folder: Path
     failed: str = ""
@@ -94,14 +94,14 @@ class Reader:
             )  # fmt: skip
 
     def type(self, line: str) -> tuple[int, str]:
-        """Exit code and what was said; a server is left running."""
+        """Run a command and return its exit code and output; a server is left running."""
         log = self.folder / "said.log"
         server = next((ready for start, ready in SERVERS.items() if line.startswith(start)), None)
         if server is not None:
             self.stop_servers()
             return self.serve(line, server)
         process = self.start(line, log, stdin=subprocess.PIPE)
-        try:  # what asks reads questions, one a line
+        try:  # chat reads questions, one per line
             process.communicate("Repeat the words. river\n", timeout=TIMEOUT_S)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
@@ -130,7 +130,7 @@ class Reader:
                     process.wait()
 
     def check(self, line: str) -> None:
-        """Type a line, and see that it does what the page says."""
+        """Type a line and check that it does what the page says."""
         gpus = next((said for start, said in FOR_GPUS.items() if line.startswith(start)), "")
         code, said = self.type(line)
         report = f"$ {line}\n{said[-4000:]}\nexit code {code}"

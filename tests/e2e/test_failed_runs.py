@@ -1,4 +1,4 @@
-"""Everything that can go wrong in a run of pretraining."""
+"""Failures of pretraining runs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from helpers import ROOT, flags, run_program
+from helpers import ROOT, make_flags, run_program
 from oarlock.train.checkpoint.manifest import read_manifest, verify
 
 sys.path.insert(0, str(ROOT / "tests"))
 
 from support.training_runs import pretrain_flags
 
-# what can go wrong
+# possible failures
 
 
 def test_a_corpus_of_another_tokenizer_is_refused(tmp_path, tiny_config, tiny_tokenizer, corpus):
@@ -49,7 +49,7 @@ def test_a_corpus_of_another_tokenizer_is_refused(tmp_path, tiny_config, tiny_to
         ({"output_dir": "/proc/none"}, 1, "can't be written"),
     ],
 )
-def test_problems_are_told_in_a_sentence(tmp_path, tiny_config, corpus, changes, code, expected):
+def test_problems_are_reported_in_one_sentence(tmp_path, tiny_config, corpus, changes, code, expected):
     words = pretrain_flags(tiny_config, corpus, tmp_path / "out", **changes)
     result = run_program("run_pretrain.py", *words)
     assert result.returncode == code, result.stderr
@@ -74,7 +74,7 @@ def test_a_nan_loss_stops_and_names_the_newest_checkpoint(tmp_path, tiny_config,
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, tiny_config, corpus):
-    """The kernel's limit on a file's size stands in for the full disk: writing fails in the middle of the save."""
+    """A limit on the file size (RLIMIT_FSIZE) simulates the full disk: writing fails in the middle of a save."""
     words = pretrain_flags(tiny_config, corpus, tmp_path)
     assert run_program("run_pretrain.py", *words).returncode == 0
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "checkpoint-6").iterdir()}
@@ -118,7 +118,7 @@ def test_pickled_weights_need_the_flag(tmp_path, tiny_model, corpus):
 
 def test_data_errors_of_finetuning(tmp_path, tiny_model):
     (tmp_path / "train.jsonl").write_text('{"src": "a", "tgt": "b"}\n{"src": "a"}\n')
-    words = flags(
+    words = make_flags(
         model_name_or_path=tiny_model,
         dataset_name_or_path=tmp_path / "train.jsonl",
         output_dir=tmp_path / "out",
@@ -134,8 +134,8 @@ def test_data_errors_of_finetuning(tmp_path, tiny_model):
     assert result.returncode == 1 and "has no dev file" in result.stderr
 
 
-def test_wrong_flags_answer_at_once():
-    """Before the seconds that importing Paddle takes."""
+def test_wrong_flags_fail_before_paddle_is_imported():
+    """Importing Paddle takes seconds."""
     result = run_program("finetune_generation.py", "--do_trian", env={"PYTHONPROFILEIMPORTTIME": "1"})
     assert result.returncode == 2 and "did you mean --do_train" in result.stderr
     imported = {

@@ -1,4 +1,4 @@
-"""The front's REST beside the HTTP of the same Triton: the same bytes, for whatever Triton answers."""
+"""The REST port of the front returns the same bytes as the HTTP port of the same Triton."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import tritonclient.http as tritonclient
 from starlette.types import Receive, Scope, Send
 
 from direct_triton import MODELS, direct_triton
-from front_ports import GUARD_S, running
+from front_ports import GUARD_S, serve_app
 from oarlock.serve.config import ServeConfig, TritonConfig
 from oarlock.serve.front.admission import Admission
 from oarlock.serve.front.http.server import guard_app
@@ -27,24 +27,24 @@ GENERATE, STREAM, INFER = "/v2/models/oarlock/generate", "/v2/models/oarlock/gen
 
 @pytest.fixture(scope="module")
 def addresses(repository, tmp_path_factory):
-    """(Triton's own, the front's), both HOST:PORT."""
+    """HOST:PORT of Triton's own port and of the front."""
     with direct_triton(repository, tmp_path_factory.mktemp("direct") / "run") as triton:
         config = ServeConfig(triton=TritonConfig(models=MODELS, run=triton.run))
         apps = []
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            if not apps:  # grpcio wants to be in the loop that it is used in
+            if not apps:  # grpcio must be created in the event loop that uses it
                 rest = make_rest_app(config, TritonClient(f"unix:{config.triton.grpc_socket}"))
                 apps.append(guard_app(rest, config, Keys(), Admission(99, 99), make_rest_error, open_paths=HEALTH_PATHS,
                                     takes_binary=True, encodings=(b"gzip", b"deflate")))  # fmt: skip
             await apps[0](scope, receive, send)
 
-        with running(app, config) as port:
+        with serve_app(app, config) as port:
             yield triton.rest, f"127.0.0.1:{port}"
 
 
 def ask(address, path, body=None, **headers):
-    """(status, content type, bytes of JSON before binary tensors, body) of an answer."""
+    """Return (status, content type, number of JSON bytes before binary tensors, body)."""
     with contextlib.closing(http.client.HTTPConnection(address, timeout=GUARD_S)) as client:
         given = {
             "Content-Type": "application/json",
@@ -65,7 +65,7 @@ def tensors(**more):
     return [{"name": name, "datatype": kinds[name], "shape": [1], "data": [value]} for name, value in question(**more).items()]  # fmt: skip
 
 
-def test_what_is_told_of_the_models(addresses):
+def test_model_metadata(addresses):
     for path in (*(f"/v2/models/{model}{what}" for model in MODELS for what in ("", "/versions/1", "/config")),
                  "/v2/models/nobody", "/v2/models/oarlock/versions/7", "/v2/models/nobody/config"):  # fmt: skip
         assert ask(addresses[0], path) == ask(addresses[1], path), path
@@ -90,7 +90,7 @@ def test_generate(addresses, path):
         (status, *more), own = (ask(address, path, body) for address in addresses)
         assert own == (status, *more) and status == 200 and b'"completion_tokens":' in more[-1], given
     form = {"text": "river", "max_dec_len": 3, "min_dec_len": 3, "temperature": 0, "req_id": "7"}
-    if path == STREAM:  # pieces may be joined in other ways
+    if path == STREAM:  # chunks may be joined differently
         parts = []
         for address in addresses:
             events = ask(
@@ -124,7 +124,7 @@ def test_infer(addresses):
 
 
 def test_wrong_requests(addresses):
-    """They are refused by both, though not always in the same words; a client's mistake is never a 500 here."""
+    """Both refuse them, though not always with the same message; the front never answers a client's mistake with 500."""
     wrong = [
         *((GENERATE, given) for given in ({}, [], question(temperature=-1), question(text_input=5), question(text_input=["a", "b"]),
           question(max_tokens="4"), question(max_tokens=True), question(parameters=5), question(adapter="nobody"), question(messages="[]"))),

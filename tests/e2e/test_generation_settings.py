@@ -1,4 +1,4 @@
-"""generation_config.json and lists of end tokens: carried by every step, obeyed by all that answer."""
+"""generation_config.json and lists of end tokens are carried through every step and honoured in every answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from helpers import flags, make_tiny_model, run_program
+from helpers import make_flags, make_tiny_model, run_program
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.model_config.load import read_config
@@ -30,7 +30,7 @@ RECORDS = [{"instruction": "Say it.", "input": word, "output": word} for word in
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """A model that says 300 301 302 303 ... to everything."""
+    """A model that answers 300 301 302 303 ... to everything."""
     folder = make_tiny_model(tmp_path_factory.mktemp("chain"), eos_token_id=[0, 1])
     arrays, random = load_file(folder / "model.safetensors"), np.random.default_rng(0)
     embedding = random.normal(size=arrays["llama.embed_tokens.weight"].shape).astype("f4")
@@ -52,7 +52,7 @@ def settings(folder: Path) -> dict:
     return json.loads((folder / "generation_config.json").read_text())
 
 
-def test_asked_and_served(base):
+def test_generation_settings_apply_to_ask_and_serve(base):
     tokenizer = load_tokenizer(str(base))
     assert load_finetuned(str(base)).ends == (0, 1, 302)
     said = tokenizer.decode([300, 301]).strip()
@@ -73,7 +73,7 @@ def test_through_training_checkpoints_and_conversion(base, tmp_path):
     (tmp_path / "data").mkdir()
     for name in ("train.json", "dev.json"):
         (tmp_path / "data" / name).write_text(json.dumps(RECORDS))
-    words = flags(
+    words = make_flags(
         model_name_or_path=base, dataset_name_or_path=tmp_path / "data", output_dir=tmp_path / "out", max_steps=1,
         learning_rate=1e-9, per_device_train_batch_size=2, src_length=32, tgt_length=16, do_train=1, do_eval=1,
         do_generation=1, eval_steps=1, report_to="none", device="cpu",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import ROOT, rows
+from helpers import ROOT, read_rows
 
 SOURCES = ("llm", "configs", "custom_ops", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
 SHORT = ("--max_steps", "2", "--warmup_steps", "1", "--gradient_accumulation_steps", "1", "--logging_steps", "1")
@@ -45,7 +45,7 @@ def installed(wheel, tmp_path_factory) -> Path:
     return site
 
 
-def test_it_holds_every_module_recipe_and_script(wheel):
+def test_the_wheel_contains_every_module_recipe_and_script(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
     modules = {path.relative_to(ROOT / "llm").as_posix() for path in (ROOT / "llm" / "oarlock").rglob("*.py")}
     configs = {f"oarlock/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*") if path.is_file()}
@@ -53,8 +53,8 @@ def test_it_holds_every_module_recipe_and_script(wheel):
     assert sorted((modules | configs | scripts) - held) == []
 
 
-def test_it_trains_outside_the_repository(installed, tiny_model, tmp_path):
-    """The console script as two ranks of Paddle's launcher, and the packaged script that `oarlock launch` starts."""
+def test_the_wheel_trains_outside_the_repository(installed, tiny_model, tmp_path):
+    """Both with the console script on two ranks of Paddle's launcher, and with the packaged script of `oarlock launch`."""
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     oarlock, recipe = installed / "bin" / "oarlock", ("finetune", "lora_7b", "--model_name_or_path", tiny_model, *SHORT)
     launcher = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", "log"]
@@ -62,5 +62,5 @@ def test_it_trains_outside_the_repository(installed, tiny_model, tmp_path):
     run([*launcher, oarlock, *recipe, "--output_dir", "two"], cwd=tmp_path, env=cpu)
     run([oarlock, "launch", "--device", "cpu", *recipe, "--output_dir", "one"], cwd=tmp_path, env=environment)
     for name in ("one", "two"):
-        assert [row["step"] for row in rows(tmp_path / name / "metrics.jsonl") if "loss" in row] == [1, 2]
+        assert [row["step"] for row in read_rows(tmp_path / name / "metrics.jsonl") if "loss" in row] == [1, 2]
         assert (tmp_path / name / "adapter.json").is_file()

@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from helpers import LLM, ROOT, rows
+from helpers import LLM, ROOT, read_rows
 
 sys.path.insert(0, str(ROOT / "notebooks"))
 from refresh import NOTEBOOK, execute
@@ -22,7 +22,7 @@ STEPS, EPOCHS = 4, "0.05"
 
 
 def text_of(cell: Any) -> str:
-    """What a code cell printed."""
+    """The output of a code cell."""
     return "".join(output.text for output in cell.outputs if output.output_type == "stream")
 
 
@@ -35,7 +35,7 @@ def code_cells(notebook: Any) -> list[Any]:
 
 
 def check_outputs(notebook: Any) -> None:
-    """A loss curve, an evaluation, and the three answers, whatever they say."""
+    """Check for a loss curve, an evaluation and three answers of any content."""
     *_, tuning, curve, asked = code_cells(notebook)
     assert "eval_exact_match" in text_of(tuning)
     assert len(pictures_of(curve)) == 1
@@ -47,7 +47,7 @@ def check_outputs(notebook: Any) -> None:
 
 @pytest.fixture
 def kernel_environment(tmp_path, monkeypatch) -> Path:
-    """Short runs into a folder of the test, with this checkout's package, which counts as installed."""
+    """Environment for short runs in a folder of the test; the package of this checkout counts as installed."""
     monkeypatch.setenv("PYTHONPATH", str(LLM))
     monkeypatch.setenv("OUTPUT", str(tmp_path / "out"))
     monkeypatch.setenv("PRETRAIN_STEPS", str(STEPS))
@@ -56,18 +56,18 @@ def kernel_environment(tmp_path, monkeypatch) -> Path:
     return tmp_path / "out"
 
 
-def test_it_runs(kernel_environment):
+def test_the_notebook_runs(kernel_environment):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    execute(notebook)  # an error of a cell is raised
+    execute(notebook)  # errors of cells are raised
     check_outputs(notebook)
-    base, lora = (rows(kernel_environment / run / "metrics.jsonl") for run in ("base", "lora"))
+    base, lora = (read_rows(kernel_environment / run / "metrics.jsonl") for run in ("base", "lora"))
     assert max(row["step"] for row in base) == STEPS and any("eval_perplexity" in row for row in base)
     assert any("eval_exact_match" in row for row in lora)
     assert (kernel_environment / "lora" / "adapter.json").exists()
     assert list((kernel_environment / "lora" / "visualdl").iterdir())
 
 
-def test_the_saved_outputs_are_of_a_whole_run():
+def test_the_saved_outputs_are_of_a_complete_run():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     assert [cell.execution_count for cell in code_cells(notebook)] == list(range(1, len(code_cells(notebook)) + 1))
@@ -76,7 +76,7 @@ def test_the_saved_outputs_are_of_a_whole_run():
     assert "A: 山\n" in text_of(asked), "a run long enough to learn"
 
 
-def test_the_notebook_is_small_and_names_no_machine():
+def test_the_notebook_is_small_and_contains_no_machine_paths():
     assert NOTEBOOK.stat().st_size < 200_000
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     for cell in notebook.cells:
@@ -89,8 +89,8 @@ def test_the_notebook_is_small_and_names_no_machine():
     ]
 
 
-def test_the_installation_is_left_out_where_there_is_one():
-    """Its cell, with a Python that has no oarlock and a pip that writes down what it is asked for."""
+def test_installation_is_skipped_if_oarlock_is_installed():
+    """Runs the cell also with a Python that has no oarlock and a pip that records its arguments."""
     (cell,) = [cell for cell in code_cells(nbformat.read(NOTEBOOK, as_version=4)) if "pip install" in cell.source]
     script = cell.source.removeprefix("%%bash\n")
 
@@ -124,8 +124,8 @@ _INTERFACE_CELLS = (
 )
 
 
-def test_the_python_interface_in_cells(tiny_model, tmp_path, monkeypatch):
-    """Runs one after the other in one kernel; a failure is an exception of the cell, and the kernel stays."""
+def test_the_python_api_works_in_cells(tiny_model, tmp_path, monkeypatch):
+    """The runs follow one another in one kernel; a failure raises an exception in its cell and the kernel survives."""
     monkeypatch.setenv("PYTHONPATH", str(LLM))
     notebook = nbformat.v4.new_notebook()
     sources = (f"MODEL = {str(tiny_model)!r}", *_INTERFACE_CELLS)

@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helpers import ROOT, flags, make_tiny_model, rows
+from helpers import ROOT, make_flags, make_tiny_model, read_rows
 from oarlock.config import FinetuneConfig, load_config
-from support.launch_scripts import printed_command
+from support.launch_scripts import parse_printed_command
 
 RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
-# name -> processes; as on the GPUs of the published commands
+# name -> number of processes, as with the GPUs of the published commands
 SCRIPTS = {
     "finetune_full_tp4.sh": 4, "finetune_lora.sh": 1, "finetune_qlora.sh": 1, "finetune_prefix.sh": 1,
     "finetune_p_tuning.sh": 1, "finetune_pp.sh": 4, "finetune_instruction.sh": 4,
 }  # fmt: skip
-# As they stand in the names of recipes and of adapters; all others train every weight.
+# As in the names of recipes and of adapters; all others train every weight.
 METHODS = {"qlora": "lora", "lora": "lora", "prefix": "prefix", "p_tuning": "p_tuning"}
 RECORDS = [{"instruction": "Say it.", "input": word, "output": word} for word in ("water", "fire", "sun", "moon")]
 SMALLER = {
@@ -55,13 +55,13 @@ def recipe_command(recipe: Path, folder: Path, corpus: Path, output: Path) -> li
         program, more = "finetune_generation.py", SMALLER_TUNING | {"dataset_name_or_path": folder / "data"}
         if load_config(FinetuneConfig, [str(recipe)]).config.data.packing:
             more |= {"packing_length": 128}
-    return [program, str(recipe), *flags(**(common | more))]
+    return [program, str(recipe), *make_flags(**(common | more))]
 
 
 def script_command(name: str, folder: Path, output: Path) -> list[str]:
-    """What a script starts on a machine without GPUs."""
+    """The command that a script starts on a machine without GPUs."""
     variables = {"DEVICE": "cpu", "MODEL": str(folder / "model"), "DATA": str(folder / "data"), "OUTPUT": str(output)}
-    return printed_command(name, folder, *flags(**SMALLER_TUNING), **variables)[1:]
+    return parse_printed_command(name, folder, *make_flags(**SMALLER_TUNING), **variables)[1:]
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +87,8 @@ def results(folder, corpus) -> dict[str, dict[str, Any]]:
 
 
 def check_trained(out: Path, name: str) -> None:
-    """Two finite losses, an evaluation, and a model or an adapter of the method that the name says."""
-    found = rows(out / "metrics.jsonl")
+    """Check for two finite losses, an evaluation, and a model or an adapter of the method in the name."""
+    found = read_rows(out / "metrics.jsonl")
     losses = [row["loss"] for row in found if "loss" in row]
     assert len(losses) == 2 and np.isfinite(losses).all()
     assert any("eval_loss" in row for row in found)
@@ -119,17 +119,17 @@ def test_a_script_trains_on_the_cpu(results, folder, name):
         assert "chat template: alpaca" in result["said"]
 
 
-def test_every_script_is_tried():
+def test_every_script_is_tested():
     assert {path.name for path in (ROOT / "scripts").glob("finetune_*.sh")} == set(SCRIPTS)
 
 
 def test_a_script_as_users_start_it(tmp_path, folder):
-    """One process, without a launcher; it ends as the trainer does."""
+    """One process without a launcher; its exit code is that of the trainer."""
     variables = {
         "DEVICE": "cpu", "MODEL": str(folder / "model"), "DATA": str(folder / "data"), "OUTPUT": "out here",
         "PYTHON": sys.executable,
     }  # fmt: skip
-    command = ["bash", str(ROOT / "scripts/finetune_lora.sh"), *flags(**SMALLER_TUNING)]
+    command = ["bash", str(ROOT / "scripts/finetune_lora.sh"), *make_flags(**SMALLER_TUNING)]
     result = subprocess.run(
         command, cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True, timeout=300, check=False
     )

@@ -1,4 +1,4 @@
-"""Runs that are killed or stopped, and go on."""
+"""Runs that are killed or stopped, and then resumed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from helpers import LLM, ROOT, rows, run_program
+from helpers import LLM, ROOT, read_rows, run_program
 from oarlock.environment import matmul_library
 from oarlock.train.checkpoint.manifest import read_manifest
 from oarlock.train.output.lock import LOCK_FILE
@@ -24,8 +24,8 @@ from support.training_runs import pretrain_flags, wait_for_rows
 # resume
 
 
-def test_killed_at_random_moments_and_resumed_bit_for_bit(monkeypatch, capsys):
-    """The short form of tests/kill_and_resume.py (20 kills are run by hand)."""
+def test_a_run_killed_at_random_moments_resumes_bit_for_bit(monkeypatch, capsys):
+    """The short form of tests/kill_and_resume.py; 20 kills are run by hand."""
     monkeypatch.setattr(sys, "argv", ["kill_and_resume.py", "--kills", "3", "--steps", "200", "--seed", "5"])
     code = kill_and_resume.main()
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -33,7 +33,7 @@ def test_killed_at_random_moments_and_resumed_bit_for_bit(monkeypatch, capsys):
     assert summary["kills"] == 3 and code == 0
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, tiny_config, corpus):
+def test_sigterm_saves_and_the_same_command_resumes(tmp_path, tiny_config, corpus):
     words = pretrain_flags(tiny_config, corpus, tmp_path / "cut", max_steps=200, save_steps=1000)
     process = subprocess.Popen(
         [sys.executable, str(LLM / "run_pretrain.py"), *words],
@@ -42,7 +42,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, tiny_config, corpu
         text=True,
     )
     wait_for_rows(tmp_path / "cut" / "metrics.jsonl", 1, process)
-    process.send_signal(signal.SIGSTOP)  # it can't end before the second one was told
+    process.send_signal(signal.SIGSTOP)  # it can't end before the second one is reported
     second = run_program("run_pretrain.py", *words, env={"PYTHONPROFILEIMPORTTIME": "1"})
     assert second.returncode == 1 and not second.stdout
     assert f"process {process.pid} on" in second.stderr and "is running in this folder. Nothing was" in second.stderr
@@ -57,13 +57,13 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, tiny_config, corpu
     assert run_program("run_pretrain.py", *words).returncode == 0
     alone = pretrain_flags(tiny_config, corpus, tmp_path / "alone", max_steps=200, save_steps=1000)
     assert run_program("run_pretrain.py", *alone).returncode == 0
-    first, second = (rows(tmp_path / name / "metrics.jsonl") for name in ("cut", "alone"))
+    first, second = (read_rows(tmp_path / name / "metrics.jsonl") for name in ("cut", "alone"))
     assert [(r["step"], r["loss"]) for r in first] == [(r["step"], r["loss"]) for r in second]
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("cut", "alone")]
     assert all(np.array_equal(weights[0][key], weights[1][key]) for key in weights[1])
 
 
-def test_a_changed_batch_size_goes_on_at_the_right_sample(tmp_path, tiny_config, corpus):
+def test_a_changed_batch_size_resumes_at_the_right_sample(tmp_path, tiny_config, corpus):
     run_program("run_pretrain.py", *pretrain_flags(tiny_config, corpus, tmp_path, num_train_epochs=1, max_steps=4))
     words = pretrain_flags(
         tiny_config, corpus, tmp_path, max_steps=6, per_device_train_batch_size=2, gradient_accumulation_steps=3,
@@ -72,10 +72,10 @@ def test_a_changed_batch_size_goes_on_at_the_right_sample(tmp_path, tiny_config,
     result = run_program("run_pretrain.py", *words)
     assert result.returncode == 0, result.stderr
     assert "step 4, 16 samples seen" in result.stdout
-    assert [row["samples"] for row in rows(tmp_path / "metrics.jsonl")][-2:] == [22, 28]
+    assert [row["samples"] for row in read_rows(tmp_path / "metrics.jsonl")][-2:] == [22, 28]
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path, tiny_config, corpus):
+def test_a_damaged_checkpoint_is_skipped(tmp_path, tiny_config, corpus):
     words = pretrain_flags(tiny_config, corpus, tmp_path)
     assert run_program("run_pretrain.py", *words).returncode == 0
     weights = tmp_path / "checkpoint-6" / "rank-00000.safetensors"
@@ -94,8 +94,8 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, tiny_config, corpus):
 
 
 @pytest.mark.skipif(not matmul_library.LIBRARY.exists(), reason=f"{matmul_library.LIBRARY.name} is not built")
-def test_a_resumed_run_keeps_the_library_of_its_matrix_products(tmp_path, tiny_config, corpus):
-    """As when it began on a machine with another processor."""
+def test_a_resumed_run_keeps_its_matmul_library(tmp_path, tiny_config, corpus):
+    """Even on a machine with another processor."""
     other = next(library for library in matmul_library.TITLES if library != matmul_library.choose_library())
     words = pretrain_flags(tiny_config, corpus, tmp_path / "out")
     first = run_program("run_pretrain.py", *words, env={matmul_library.VARIABLE: other})

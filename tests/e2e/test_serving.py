@@ -1,4 +1,4 @@
-"""A served model, asked by every protocol."""
+"""A served model, queried through every protocol."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from helpers import ROOT, run_program
 from serving import GUARD_S, KEY, QUESTION, TOKENS, chat_tensors, tensor
 
 
-def test_the_same_tokens_by_every_way(server, client, stream, served_model):
-    """Beside them all: the model as `oarlock ask` runs it, one prompt at a time, without the engine."""
+def test_every_protocol_returns_the_same_tokens(server, client, stream, served_model):
+    """The reference is `oarlock ask`, which runs one prompt at a time without the engine."""
     from oarlock.models.generate import generate_ids
     from oarlock.models.load_finetuned import load_finetuned
 
     tuned = load_finetuned(str(served_model))
     messages = [{"role": "user", "content": QUESTION}]
     prompt = tuned.template.render(messages, add_generation_prompt=True)
-    ids = tuned.tokenizer(prompt, add_special_tokens=False)["input_ids"]  # the template has put the special tokens
+    ids = tuned.tokenizer(prompt, add_special_tokens=False)["input_ids"]  # the template added the special tokens
     (expected,) = generate_ids(tuned.model, tuned.tokenizer, [ids], TOKENS)
     expected = [int(token) for token in expected]
     text = tuned.tokenizer.decode(expected, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    assert len(set(expected)) > 3  # says something
+    assert len(set(expected)) > 3  # the answer is not empty
 
     rest = server.generate(messages=json.dumps(messages), max_tokens=TOKENS)
     assert rest["token_ids"] == expected
@@ -79,8 +79,8 @@ def test_the_same_tokens_by_every_way(server, client, stream, served_model):
     assert plain.choices[0].text == text
 
 
-def test_text_that_spells_special_tokens(server, client, served_model):
-    """In a message it is text; in a raw prompt, which is a template's text by nature, a special token."""
+def test_special_tokens_spelled_in_text(server, client, served_model):
+    """In a message the spelling is text; in a raw prompt, which a template would produce, it is a special token."""
     from oarlock.data.examples.marked_text import MarkedText
     from oarlock.data.templates.chat_template import choose_template
     from oarlock.data.tokenizers.load import encode_marked, load_tokenizer
@@ -104,7 +104,7 @@ def test_text_that_spells_special_tokens(server, client, served_model):
 
 
 def test_special_tokens_as_stop_texts(server, client, stream, served_model):
-    """By every way, streamed and not: the text hides the token, the stop text finds it."""
+    """In every protocol, streamed and not: the special token is hidden from the text, but the stop text finds it."""
     from oarlock.data.tokenizers.load import load_tokenizer
     from oarlock.serve.engine.loading import find_special_tokens
 
@@ -160,10 +160,10 @@ def test_special_tokens_as_stop_texts(server, client, stream, served_model):
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="no curl here")
-def test_curl(server):
-    """The command that the server shows, and Triton's health route."""
+def test_the_printed_curl_command(server):
+    """The command that the server prints, and Triton's health route."""
     (line,) = [line for line in server.said().splitlines() if line.strip().startswith("try ")]
-    line = line.replace('{"model"', '{"max_tokens": 4, "model"')  # which has no end of its own here
+    line = line.replace('{"model"', '{"max_tokens": 4, "model"')  # which does not end by itself here
     shown = subprocess.run(["bash", "-c", line.strip().removeprefix("try").strip() + " -s"], env={"KEY": KEY, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True)  # fmt: skip
     assert json.loads(shown.stdout)["choices"][0]["message"]["content"]
     status = subprocess.run(["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"{server.rest_url}/v2/health/ready"], capture_output=True, text=True, check=True)  # fmt: skip
@@ -176,8 +176,8 @@ def test_curl(server):
     assert parts[-1]["completion_tokens"] == 4 and parts[-1]["finish_reason"] == "length"
 
 
-def test_the_clients_of_deploy(server, client):
-    """Each of them prints the answer alone."""
+def test_the_example_clients(server, client):
+    """Each client prints only the answer."""
     expected = (
         client.chat.completions.create(
             model="oarlock", messages=[{"role": "user", "content": QUESTION}], max_tokens=TOKENS, temperature=0
@@ -201,7 +201,7 @@ def test_the_clients_of_deploy(server, client):
         assert done.stdout.strip() == expected.strip(), (words, done.stderr)
 
 
-def test_answers_in_a_batch_equal_answers_alone(server, client):
+def test_batched_answers_equal_single_answers(server, client):
     questions = [f"Repeat the words.\n{word}" for word in ("river", "window tea", "sheep", "a b c d e f", "x", "大")]
 
     def ask(question):

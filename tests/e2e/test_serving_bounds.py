@@ -1,4 +1,4 @@
-"""What a server refuses, and that it is there afterwards: fuzz over gRPC and HTTP, full queues, clients that go away."""
+"""What a server refuses without failing: fuzzing over gRPC and HTTP, full queues, disconnecting clients."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ TYPES = {
 
 @st.composite
 def wild_tensors(draw):
-    """A request with anything in it: names, types, shapes, sizes, contents that fit and that do not."""
+    """A request with arbitrary names, dtypes, shapes and sizes, and with contents that may not fit them."""
     request = service_pb2.ModelInferRequest()
     for name in draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True)):
         made = request.inputs.add()
         made.name = name
-        if name == "text_input" and draw(st.integers(0, 3)):  # most have a prompt that is as it should be
+        if name == "text_input" and draw(st.integers(0, 3)):  # most have a valid prompt
             made.datatype = "BYTES"
             made.shape.append(1)
             request.raw_input_contents.append(b"\x01\0\0\0x")
@@ -81,8 +81,8 @@ def wild_tensors(draw):
     return request
 
 
-def test_any_tensors_are_refused_as_invalid(server):
-    """Over gRPC, by all three models; the server is as it was afterwards."""
+def test_arbitrary_tensors_are_refused_as_invalid(server):
+    """Over gRPC, for all three models; the server works afterwards."""
     channel = grpc.insecure_channel(server.grpc_url)
     stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
     metadata = tuple(server.headers.items())
@@ -90,7 +90,7 @@ def test_any_tensors_are_refused_as_invalid(server):
     counts = {"refused": 0, "answered": 0}
 
     def ask_once(request):
-        """What it is refused with; "" for an answer."""
+        """Return the error, or "" for an answer."""
         request.model_name = "oarlock_infer"
         try:
             stub.ModelInfer(request, timeout=GUARD_S, metadata=metadata)
@@ -102,7 +102,7 @@ def test_any_tensors_are_refused_as_invalid(server):
             return error.details()
 
     def ask_stream(request, model):
-        """A stream's errors are messages."""
+        """Return the error; in a stream, errors are messages."""
         request.model_name = model
         answers = list(stub.ModelStreamInfer(iter([request]), timeout=GUARD_S, metadata=metadata))
         return next((answer.error_message for answer in answers if answer.error_message), "")
@@ -135,8 +135,8 @@ def test_any_tensors_are_refused_as_invalid(server):
     assert "Traceback" not in server.said()
 
 
-def test_any_number_is_answered_or_refused(server, client):
-    """By every way that a number comes in; none of them ends in the server's fault."""
+def test_every_number_is_accepted_or_refused(server, client):
+    """In every protocol; no number causes a server error."""
     over_grpc = InferenceServerClient(server.grpc_url)
     address, answered = f"{server.rest_url}/v2/models/oarlock/generate", 0
 
@@ -169,7 +169,7 @@ def test_any_number_is_answered_or_refused(server, client):
     over_grpc.close()
 
 
-def test_invalid_requests_name_what_is_wrong(server):
+def test_errors_name_the_invalid_field(server):
     for fields, words in (
         ({}, "give one of text_input, messages and input_ids; got none"),
         ({"text_input": "x", "messages": "[]"}, "got text_input, messages"),
@@ -191,7 +191,7 @@ def test_invalid_requests_name_what_is_wrong(server):
 
 
 def test_schemathesis(server, tmp_path):
-    """Every route of the OpenAPI description, with what fits it and what does not: nothing but what is described."""
+    """Every route of the OpenAPI description, with valid and invalid input: only documented responses are returned."""
     done = subprocess.run(
         [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "-H", f"Authorization: Bearer {KEY}",
          "--max-examples", "25", "--phases", "examples,coverage,fuzzing", "--seed", "1", "--request-timeout", str(GUARD_S), "--generation-database", "none",
@@ -203,8 +203,8 @@ def test_schemathesis(server, tmp_path):
     assert httpx.get(f"{server.url}/health").status_code == 200 and "Traceback" not in server.said()
 
 
-def test_a_client_that_goes_away_frees_its_place(server, client):
-    """By every way in. The answers have no end, so that a place that is not freed stays taken."""
+def test_a_disconnected_client_frees_its_slot(server, client):
+    """In every protocol. The answers are endless, so a slot that is not freed stays taken."""
     server.wait_open(0)
     stream = client.completions.create(
         model="oarlock", prompt="x", stream=True, max_tokens=ENDLESS["max_tokens"], extra_body={"ignore_eos": True}
@@ -215,14 +215,14 @@ def test_a_client_that_goes_away_frees_its_place(server, client):
     server.wait_open(0)
 
     with server.asked(server.openai, "/v1/completions", {"model": "oarlock", "prompt": "x", **ENDLESS}):
-        server.wait_open(1)  # one that waits for the whole answer
+        server.wait_open(1)  # a client that does not stream
     server.wait_open(0)
 
     tensors = chat_tensors("x", ENDLESS["max_tokens"], ignore_eos=True)
     form = json.dumps({"text": "x", "max_dec_len": ENDLESS["max_tokens"], "min_dec_len": ENDLESS["max_tokens"]})
     for model, inputs in (
         ("oarlock", [*tensors, tensor("stream", [True], "BOOL")]),
-        # Through the model beside it, where Triton has no cancellation of its own.
+        # Through the other model, in which Triton can't cancel requests.
         ("oarlock_json", [tensor("IN", [form], "BYTES")]),
     ):
         over_grpc = GrpcStream(server)
@@ -231,7 +231,7 @@ def test_a_client_that_goes_away_frees_its_place(server, client):
         over_grpc.close()
         server.wait_open(0)
 
-    with InferenceServerClient(server.grpc_url) as waiting:  # for the whole answer
+    with InferenceServerClient(server.grpc_url) as waiting:  # not streamed
         call = waiting.async_infer("oarlock_infer", tensors, lambda result, error: None, headers=server.headers)
         server.wait_open(1)
         call.cancel()
@@ -245,7 +245,7 @@ def test_a_client_that_goes_away_frees_its_place(server, client):
     ]
     for way, asked in (
         ("oarlock/generate_stream", {"stream": True, **content}),
-        ("oarlock/generate", content),  # waits for the whole answer, which Triton's own HTTP makes to its end
+        ("oarlock/generate", content),  # not streamed; Triton's own HTTP would generate it to the end
         ("oarlock_infer/infer", {"inputs": inputs}),
     ):
         with server.asked(server.rest, f"/v2/models/{way}", asked):
@@ -253,8 +253,8 @@ def test_a_client_that_goes_away_frees_its_place(server, client):
         server.wait_open(0)
 
 
-def test_a_full_queue_says_so(server, client):
-    """4 places and a queue of 40, all taken by answers without an end."""
+def test_a_full_queue_is_reported(server, client):
+    """Endless answers fill 4 slots and a queue of 40."""
     server.wait_open(0)
     streams = [GrpcStream(server) for _ in range(2)]
     tensors = chat_tensors("x", ENDLESS["max_tokens"], stream=True, ignore_eos=True)

@@ -1,4 +1,4 @@
-"""A served model, asked by the OpenAI client."""
+"""A served model, queried with the OpenAI client."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from serving import ENDLESS, KEY, QUESTION, GrpcStream, chat_tensors
 
 
-def test_openai_streams(client):
+def test_openai_streaming(client):
     messages = [{"role": "user", "content": QUESTION}]
     whole = client.chat.completions.create(model="oarlock", messages=messages, max_completion_tokens=9, temperature=0)
     chunks = list(
@@ -32,8 +32,8 @@ def test_openai_streams(client):
     assert any(c.choices[0].text for c in plain) and plain[-1].choices[0].finish_reason == "length"
 
 
-def test_pieces_come_before_the_end(server, client):
-    """By all ways that stream: of an answer without an end."""
+def test_chunks_arrive_before_the_answer_ends(server, client):
+    """In every protocol that streams; the answer is endless."""
     over_grpc = GrpcStream(server)
     pieces = over_grpc.ask("oarlock", chat_tensors("x", ENDLESS["max_tokens"], stream=True, ignore_eos=True))
     assert [next(pieces).as_numpy("completion_tokens")[0] for _ in range(2)][1] > 1
@@ -72,12 +72,12 @@ def test_openai_options(client):
     assert say(prompt=[5, 6, 7]).usage.prompt_tokens == 3
 
 
-def test_answers_without_a_length(client):
+def test_answers_without_max_tokens(client):
     made = client.completions.create(model="oarlock", prompt="river", extra_body={"ignore_eos": True})
     assert made.usage.completion_tokens == 16 and made.choices[0].finish_reason == "length"  # OpenAI's
 
 
-def test_adapters_have_names(client, server):
+def test_adapters_are_selected_by_name(client, server):
     assert [card.id for card in client.models.list()] == ["oarlock", "pirate"]
     assert client.models.retrieve("pirate").id == "pirate"
     base, lora = (
@@ -110,8 +110,8 @@ def test_openai_errors(client, server):
     with pytest.raises(openai.APIStatusError) as large:
         client.completions.create(model="oarlock", prompt="x" * 100_001)
     assert large.value.status_code == 413
-    chunks = (b"x" * 60_000 for _ in range(2))  # no length is announced
+    chunks = (b"x" * 60_000 for _ in range(2))  # no content length
     kind = {"Content-Type": "application/json"}
     got = httpx.post(f"{server.url}/v1/completions", content=chunks, headers=server.headers | kind)
     assert got.status_code == 413, got.text
-    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}  # for probes, which have no key
+    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}  # for probes, which send no key

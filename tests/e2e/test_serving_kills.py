@@ -1,4 +1,6 @@
-"""A server under load, and one whose processes are killed. Runs before test_serving_life.py, which stops the server."""
+"""A server under load, and a server whose processes are killed. Runs before test_server_lifecycle.py, which stops the
+server.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ import requests
 import tritonclient.grpc as grpcclient
 
 from helpers import ROOT
-from serving import ENDLESS, GUARD_S, KEY, GrpcStream, alive, chat_tensors, tensor, wait_until
+from serving import ENDLESS, GUARD_S, KEY, GrpcStream, chat_tensors, is_alive, tensor, wait_until
 
 
 def command_line(pid):
@@ -49,7 +51,7 @@ class _Ending(threading.Thread):
 
 @contextlib.contextmanager
 def open_streams(server):
-    """Answers without an end, by every way that streams."""
+    """Open streams of endless answers in every protocol that streams."""
     where = ((f"{server.url}/v1/completions", {"model": "oarlock", "prompt": "x", "stream": True, **ENDLESS}),
              (f"{server.rest_url}/v2/models/oarlock/generate_stream", {"text_input": "x", "stream": True, **ENDLESS}))  # fmt: skip
     over_grpc = GrpcStream(server)
@@ -81,8 +83,8 @@ def all_routes_answer(server, client):
     return False
 
 
-def test_many_requests_some_hostile_leave_nothing_behind(server, monkeypatch):
-    """The load test in small: every kind of request is answered as it should be; no thread, no open file is left."""
+def test_hostile_and_valid_requests_leak_nothing(server, monkeypatch):
+    """The load test in small: every request gets the expected answer, and no thread or open file remains."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "serving"))
     from load import run_load
     from load_outcome import Target
@@ -94,12 +96,12 @@ def test_many_requests_some_hostile_leave_nothing_behind(server, monkeypatch):
     assert len(outcome.answers) == len(Load(target).good) + len(Load(target).hostile)
     assert outcome.end.keys() == outcome.begin.keys()
     for name, (threads, files) in outcome.end.items():
-        spare = 10 if name == "triton" else 2  # pools that grow as far as they are made to
+        spare = 10 if name == "triton" else 2  # pools that grow up to their limit
         assert threads <= outcome.begin[name][0] + spare and files <= outcome.begin[name][1], (name, outcome)
 
 
-def test_sigkill_of_every_process_one_at_a_time(server, client):
-    """All routes answer again; requests meanwhile get 503 with Retry-After, streams end with an error."""
+def test_recovery_from_sigkill_of_each_process(server, client):
+    """All routes recover; requests in between get 503 with Retry-After, and streams end with an error."""
     kinds = {"oarlock.serve.supervision.guardian": 1, "front.process": 1, "/oarlock_infer/": 8, "/oarlock_json/": 1, "/oarlock/1/": 1,
              "tritonserver": 1}  # fmt: skip
     for word, count in kinds.items():
@@ -122,7 +124,7 @@ def test_sigkill_of_every_process_one_at_a_time(server, client):
                     client.completions.create(model="oarlock", prompt="x", max_tokens=2)
                 assert refused.value.status_code == 503 and int(refused.value.response.headers["Retry-After"]) > 0
         wait_until(lambda: all_routes_answer(server, client), server.said, seconds=120)
-        wait_until(lambda victim=victims[-1]: not alive(victim), server.said)
+        wait_until(lambda victim=victims[-1]: not is_alive(victim), server.said)
         if word == "tritonserver":
             assert not memory & set(server.memory())
     restarts = json.loads(server.admin("status").stdout)["restarts"]

@@ -1,4 +1,4 @@
-"""The VisualDL page opens with our pins and draws the loss of a run."""
+"""The VisualDL page opens with our pinned versions and draws the loss of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from selenium import webdriver
 from selenium.common.exceptions import ElementNotInteractableException, StaleElementReferenceException
 from selenium.webdriver.common.keys import Keys
 
-from helpers import flags, run_program
+from helpers import make_flags, run_program
 
 CURVE = np.asarray([41, 50, 225])  # the colour VisualDL gives the first run
 
@@ -33,7 +33,7 @@ CURVE = np.asarray([41, 50, 225])  # the colour VisualDL gives the first run
 def logdir(tmp_path_factory, tiny_model) -> Path:
     """A short run that logs to VisualDL."""
     folder = tmp_path_factory.mktemp("run")
-    words = flags(
+    words = make_flags(
         model_name_or_path=tiny_model, output_dir=folder / "out", max_steps=30, learning_rate=3e-3, logging_steps=1,
         src_length=32, tgt_length=16, do_train=1, do_eval=1, eval_steps=10, do_generation=1, max_evaluate_steps=1,
         save_strategy="no",
@@ -45,7 +45,7 @@ def logdir(tmp_path_factory, tiny_model) -> Path:
 
 @contextlib.contextmanager
 def server(logdir: Path) -> Iterator[str]:
-    """visualdl --logdir on a free port of this machine."""
+    """Run visualdl --logdir on a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -102,7 +102,7 @@ def screenshot(window) -> np.ndarray:
 
 
 def typed(window, text: str) -> bool:
-    """Have the text in the box for tags; False while the page is not there, or is drawing itself anew."""
+    """Type the text into the tag filter; False while the page is missing or redrawing."""
     try:
         for box in window.find_elements("css selector", "input[placeholder*='Search tags']"):
             if box.get_attribute("value") != text:
@@ -114,7 +114,7 @@ def typed(window, text: str) -> bool:
     return False
 
 
-def test_the_page_draws_the_loss_curve(logdir, tmp_path):
+def test_the_page_shows_the_loss_curve(logdir, tmp_path):
     with server(logdir) as address, browser(tmp_path / "profile") as window:
         window.get(f"{address}/app/scalar")
         deadline = time.monotonic() + 180
@@ -141,7 +141,7 @@ def ask(address: str, path: str):
         return json.loads(answer.read())["data"]
 
 
-def test_scalars_texts_and_hyper_parameters_are_there(logdir):
+def test_scalars_texts_and_hyperparameters_are_logged(logdir):
     with server(logdir) as address:
         (run,) = ask(address, "runs")
         (scalars,) = ask(address, "scalar/tags")["tags"]
@@ -155,7 +155,7 @@ def test_scalars_texts_and_hyper_parameters_are_there(logdir):
 
 def test_a_resumed_run_shows_its_whole_curve(logdir, tmp_path, tiny_model):
     """VisualDL reads only the newest file of a folder."""
-    words = flags(
+    words = make_flags(
         model_name_or_path=tiny_model, output_dir=tmp_path, max_steps=6, logging_steps=1, save_steps=3, src_length=32,
         tgt_length=16, do_train=1,
     )  # fmt: skip

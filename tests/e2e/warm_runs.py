@@ -25,7 +25,7 @@ TIMEOUT_S = 120
 
 
 def train(config: RunConfig) -> int:
-    """What the entrypoints do with a checked configuration."""
+    """Train as the entrypoints do with a checked configuration."""
     from oarlock.train.finetune import finetune
     from oarlock.train.pretrain import pretrain
 

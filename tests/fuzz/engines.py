@@ -1,4 +1,4 @@
-"""Two ways to make inputs: atheris (libFuzzer), which follows branches, and hypothesis, which is there everywhere."""
+"""Two ways to make inputs: atheris (libFuzzer), which is guided by branches, and hypothesis, which is always installed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _LONGEST = 1 << 16  # bytes of an input
 
 
 @st.composite
-def mutated(draw: st.DrawFn, seeds: Sequence[bytes], tokens: Sequence[bytes]) -> bytes:
-    """A seed with a few changes: bits, pieces left out, doubled or taken from another seed, tokens, other numbers."""
+def mutate(draw: st.DrawFn, seeds: Sequence[bytes], tokens: Sequence[bytes]) -> bytes:
+    """Change a seed: flip bits, drop, double or exchange pieces, insert tokens, replace numbers."""
     data = bytearray(draw(st.sampled_from(seeds)))
     for _ in range(draw(st.integers(0, 5))):
         at = draw(st.integers(0, len(data)))
@@ -44,7 +44,7 @@ def mutated(draw: st.DrawFn, seeds: Sequence[bytes], tokens: Sequence[bytes]) ->
 
 
 def with_hypothesis(judge: Judge, seconds: float, fixed: bool = False, stop: Callable[[], bool] = bool) -> None:
-    """Feed a judge for a time.
+    """Feed a judge for some time.
 
     Args:
         fixed: the same inputs every time, as far as the time reaches.
@@ -61,10 +61,10 @@ def with_hypothesis(judge: Judge, seconds: float, fixed: bool = False, stop: Cal
             max_examples=300,
             database=None,
             deadline=None,
-            phases=[Phase.generate],  # findings are kept by the judge, as they are
+            phases=[Phase.generate],  # the judge keeps the inputs of findings
             suppress_health_check=list(HealthCheck),
         )
-        @given(mutated(seeds, judge.harness.tokens))
+        @given(mutate(seeds, judge.harness.tokens))
         def feed(data: bytes) -> None:
             if time.monotonic() < end:
                 judge(data)
@@ -73,7 +73,7 @@ def with_hypothesis(judge: Judge, seconds: float, fixed: bool = False, stop: Cal
 
 
 def with_atheris(judge: Judge, seconds: float, corpus: Path, done: Callable[[], None]) -> None:
-    """Feed a judge for a time in this process, which ends with it: libFuzzer does not return.
+    """Feed a judge for some time in this process, which ends with it: libFuzzer does not return.
 
     Args:
         corpus: an empty folder, which gets the seeds and what turns out to reach new branches.

@@ -1,9 +1,9 @@
-"""Flip single bits in all files of a checkpoint: each has to be found, or leave the weights as they are.
+"""Flip single bits in all files of a checkpoint: each flip must be detected or leave the weights unchanged.
 
     python tests/fuzz/flips.py --flips 3000
 
-Of a checkpoint that a short training wrote, or of --checkpoint DIR. A file is chosen first and then a byte of it, so
-that small files are hit as often as large ones. Prints a JSON summary; leaves with 1 when a flip did harm unseen.
+The checkpoint comes from a short training run, or is --checkpoint DIR. A file is chosen first and then a byte of it, so
+that small files are hit as often as large ones. Prints a JSON summary; exits with 1 if a harmful flip was not detected.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from oarlock.train.checkpoint.manifest import verify  # noqa: E402
 from oarlock.weights.sharded_store import ShardedStore  # noqa: E402
 
 
-def digest(checkpoint: Path) -> str:
-    """Of all tensors, as a run that goes on reads them, and of the manifest's fields."""
+def hash_checkpoint(checkpoint: Path) -> str:
+    """Hash of all tensors as a resumed run reads them, and of the fields of the manifest."""
     found = hashlib.sha256(repr(verify(checkpoint)).encode())
     with ShardedStore.open(checkpoint) as pieces:
         for key in sorted(pieces.where):
@@ -38,14 +38,14 @@ def digest(checkpoint: Path) -> str:
 
 
 def flip_bits(checkpoint: Path, flips: int, seed: int = 0) -> dict[str, object]:
-    """Flip one bit at a time in a copy: how many were found, were harmless, or did harm unseen (by file)."""
+    """Flip one bit at a time in a copy, and count by file how many flips were detected, harmless or undetected."""
     chance = random.Random(seed)
     found: Counter[str] = Counter()
     harmless: Counter[str] = Counter()
     missed: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as place:
         copy = shutil.copytree(checkpoint, Path(place) / checkpoint.name)
-        whole = digest(copy)
+        whole = hash_checkpoint(copy)
         files = sorted(path for path in copy.rglob("*") if path.is_file() and path.stat().st_size)
         for _ in range(flips):
             path = chance.choice(files)
@@ -56,20 +56,20 @@ def flip_bits(checkpoint: Path, flips: int, seed: int = 0) -> dict[str, object]:
                 file.seek(at)
                 file.write(bytes([byte ^ mask]))
             try:
-                (harmless if digest(copy) == whole else missed)[path.name] += 1
+                (harmless if hash_checkpoint(copy) == whole else missed)[path.name] += 1
             except CheckpointError:
                 found[path.name] += 1
             with open(path, "r+b") as file:
                 file.seek(at)
                 file.write(bytes([byte]))
-        assert digest(copy) == whole
+        assert hash_checkpoint(copy) == whole
     counts = {"found": found, "harmless": harmless, "missed": missed}
     return {"flips": flips, "files": len(files)} | {name: sum(count.values()) for name, count in counts.items()} | {
         "by_file": {name: dict(sorted(count.items())) for name, count in counts.items()}
     }  # fmt: skip
 
 
-def trained(folder: Path) -> Path:
+def train_checkpoint(folder: Path) -> Path:
     """The checkpoint of a short training."""
     import kill_and_resume
 
@@ -80,14 +80,14 @@ def trained(folder: Path) -> Path:
 
 
 def main() -> int:
-    """See above."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flips", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        summary = flip_bits(options.checkpoint or trained(Path(folder)), options.flips, options.seed)
+        summary = flip_bits(options.checkpoint or train_checkpoint(Path(folder)), options.flips, options.seed)
     print(json.dumps(summary))
     return int(bool(summary["missed"]))
 

@@ -1,4 +1,4 @@
-"""The administration socket with whatever a process of the same user writes to it: an answer, and no order but real ones."""
+"""The admin socket with arbitrary bytes from a process of the same user: it always answers and runs only valid actions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODELS = ("oarlock", "oarlock_infer", "oarlock_json")
 
 
 class Orders:
-    """Administration of a server that does nothing but check names, as the real one does."""
+    """Administration of a server that only checks names, as the real one does."""
 
     def __init__(self) -> None:
         self.done: list[tuple[str, str]] = []
@@ -44,7 +44,7 @@ def target(data: bytes, folder: Path, served: tuple[AdminServer, Orders]) -> Non
     server, orders = served
     orders.done.clear()
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    assert server._places.acquire(timeout=5)  # as for one that was accepted
+    assert server._places.acquire(timeout=5)  # as for an accepted action
     with here:
         sender = threading.Thread(target=_send, args=(here, data))
         sender.start()

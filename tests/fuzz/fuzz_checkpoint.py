@@ -1,7 +1,7 @@
-"""What a run reads of its own: manifest, tensors.json, trainer state, weight files, lock, rows, notes of data.
+"""The files that a run reads of its own: manifest, tensors.json, trainer state, weights, lock, log rows, notes of data.
 
-An input is a line that names the file and its content. The checksums around it are made right, so that the readers
-behind them see it too; "raw" alone is a manifest as it stands.
+An input is a line that names the file and its content. The checksums are recomputed, so that the readers
+behind them get it too; only "raw" is a manifest taken verbatim.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NAMES = {b"index": INDEX, b"state": TRAINER_STATE, b"weights": shard_file_name(
 
 
 def _folders(folder: Path) -> tuple[Path, Path, Path]:
-    """A checkpoint, the prefix of a corpus and a folder of examples, made once."""
+    """A checkpoint, the prefix of a corpus and a folder of examples; made once."""
     checkpoint, corpus, examples = folder / "checkpoint-4", folder / "corpus", folder / "examples"
     if not checkpoint.exists():
         write_checkpoint(checkpoint, 4)

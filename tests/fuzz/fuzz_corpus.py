@@ -1,4 +1,4 @@
-"""Corpora: .json, .idx and .bin (or _ids.npy and _idx.npz) with anything in them, opened and read to the end."""
+"""Corpora (.json, .idx and .bin, or _ids.npy and _idx.npz) with arbitrary content, opened and read completely."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checker of exports on a directory in which one file is the input: findings, or one error for people."""
+"""The checker of exports on a directory with one fuzzed file: it returns findings or one OarlockError."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ parameters { key: "adapters" value { string_value: "a" } }
 
 @functools.cache
 def good_files() -> dict[str, bytes]:
-    """A model's directory and, in `repository`, one for Triton."""
+    """The files of a model directory, and in `repository` those of a Triton repository."""
     weights = save({"model.norm.weight": np.zeros(4, np.float32)}, {"format": "pt"})
     index = {"metadata": {"total_size": 16}, "weight_map": {"model.norm.weight": "model.safetensors"}}
     tokenizer = {"added_tokens": [{"id": 0, "content": "</s>"}], "model": {"type": "BPE", "vocab": {"a": 1}}}
@@ -64,7 +64,7 @@ NAMES = (
 
 
 def target(data: bytes, folder: Path) -> None:
-    """The first byte says which file the rest is."""
+    """Check a directory; the first byte of the input chooses the file that gets the rest."""
     model = folder / "model"
     if not model.exists():
         write(model)

@@ -1,7 +1,7 @@
-"""The gRPC port with whatever a client sends: messages of calls and streams, and frames of HTTP/2, over its socket.
+"""The gRPC port with arbitrary input: messages of calls and streams, and raw HTTP/2 frames.
 
-Triton is scripted, and is asked nothing that the check would refuse. A call ends in an answer or in a status that is the
-client's fault; a connection ends; the next client is served.
+Triton is scripted, and no request reaches it that the check would refuse. A call ends with an answer or with a status
+that blames the client; the connection ends; the next client is served.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DECENT = {
 }
 SERVICE = "/inference.GRPCInferenceService"
 ABOUT = ("ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")
-# Of a request's headers, by RFC 7541: POST, http, a path of a literal, "te: trailers" and the content type.
+# The headers of a request by RFC 7541: POST, http, a literal path, "te: trailers" and the content type.
 HEADERS = (
     b"\x83\x86\x44"
     + bytes((len(f"{SERVICE}/ModelInfer"),))
@@ -47,7 +47,7 @@ HEADERS = (
 
 
 class Port:
-    """A front in a thread of its own, and a client of it."""
+    """A front in its own thread, and a client of it."""
 
     def __init__(self, triton: Any, address: str) -> None:
         self.triton, self.address = triton, address
@@ -59,7 +59,7 @@ class Port:
         return grpc.insecure_channel(self.address, options=options)
 
     def count(self) -> None:
-        """Before the front ends a connection that brought 1,000 messages of too great a length, use another one."""
+        """Open a new connection before the front closes one for 1,000 oversized messages."""
         self.num_calls += 1
         if self.num_calls % 500 == 0:
             self.channel.close()
@@ -81,7 +81,7 @@ class Port:
             assert error.code() in DECENT, (error.code(), error.details())
 
     def raw(self, data: bytes) -> None:
-        """A connection that sends these bytes and then nothing: it ends from the other side."""
+        """Send these bytes and then nothing: the server must close the connection."""
         host, _, port = self.address.rpartition(":")
         with (
             socket.create_connection((host, int(port)), timeout=GUARD_S) as connection,
@@ -94,8 +94,8 @@ class Port:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Port]:
-    """The front, until the block ends."""
+def run_port() -> Iterator[Port]:
+    """Run the front until the block ends."""
     ready, stop = threading.Event(), threading.Event()
     found: list[Port] = []
 
@@ -137,7 +137,7 @@ def target(data: bytes, folder: Path, port: Port) -> None:
         port.raw(PREFACE + make_frame(4, 0, 0) + make_frame(1, 4, 1, HEADERS) + data)
     for request in port.triton.seen:
         check_infer_request(request, LIMITS)
-    port.call("ModelInfer", REQUESTS.seeds()[0])  # whose client did nothing wrong
+    port.call("ModelInfer", REQUESTS.seeds()[0])  # although its client did nothing wrong
     assert port.triton.seen
 
 
@@ -172,6 +172,6 @@ HARNESS = Harness(
         *(make_frame(kind, flags, 1) for kind in range(10) for flags in (0, 1, 4, 8)),
         b"\0\0\0\0\0",
     ],
-    around=running,
+    around=run_port,
     connects=True,
 )

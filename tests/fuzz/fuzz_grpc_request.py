@@ -1,4 +1,4 @@
-"""The check of requests before Triton: what it lets through has the bytes, names and numbers that it says it has.
+"""The check of requests before Triton: a passed request has exactly the bytes, names and numbers that it declares.
 
 Inputs are serialized requests; bytes that are none choose changes of the fields of one.
 """
@@ -32,8 +32,8 @@ PARAMETERS = (
 FORM = {"text": "x", "topp": 0.5, "max_dec_len": 3, "eos_token_ids": [5], "req_id": "r", "stop": ["a"]}
 
 
-def changed(data: bytes) -> service_pb2.ModelInferRequest:
-    """A request with a few of its fields changed, as these bytes choose."""
+def change_request(data: bytes) -> service_pb2.ModelInferRequest:
+    """A request with a few fields changed; the bytes choose the changes."""
     choose = random.Random(data)
     request = service_pb2.ModelInferRequest.FromString(choose.choice(seeds()))
     for _ in range(choose.randint(1, 5)):
@@ -68,11 +68,11 @@ def changed(data: bytes) -> service_pb2.ModelInferRequest:
 
 
 def read(data: bytes) -> service_pb2.ModelInferRequest:
-    """The request of an input."""
+    """Parse an input as a request."""
     try:
         return service_pb2.ModelInferRequest.FromString(data)
     except DecodeError:
-        return changed(data)
+        return change_request(data)
 
 
 def target(data: bytes, folder: Path) -> None:

@@ -1,7 +1,7 @@
-"""The HTTP ports with whatever bytes a client sends: uvicorn's parser, the guard and the applications, without a socket.
+"""The HTTP ports with arbitrary bytes: uvicorn's parser, the guard and the applications, without a socket.
 
-Triton is scripted. Every answer is one of HTTP, an error has its message, nothing ends in 500, Triton is asked nothing
-that its check would refuse, and no place, connection or task is left.
+Triton is scripted. Every response is valid HTTP, errors have messages, nothing returns 500, no request reaches Triton that
+the check would refuse, and no slot, connection or task leaks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from oarlock.serve.triton.fields import DEFAULT_TOKENS, RELAYED
 from scripted_upstream import ScriptedUpstream, answer
 
 MAX_BODY = 20_000
-# 501: a Transfer-Encoding that is none, or /infer of a model that streams.
+# 501: an invalid Transfer-Encoding, or /infer of a streaming model.
 DECENT = {200, 204, 400, 401, 403, 404, 405, 408, 413, 414, 415, 429, 431, 501, 503, 505}
 INPUTS = [
     {"name": "text_input", "datatype": "BYTES", "shape": [1], "data": ["hi"]},
@@ -41,7 +41,7 @@ INPUTS = [
 
 
 class Fake(asyncio.Transport):
-    """A connection whose other end is this program."""
+    """A connection whose other end is this process."""
 
     def __init__(self) -> None:
         super().__init__({"peername": ("127.0.0.1", 5), "sockname": ("127.0.0.1", 80)})
@@ -66,7 +66,7 @@ class Fake(asyncio.Transport):
 
 
 class Ports:
-    """Both HTTP ports with a Triton that says the same to everybody."""
+    """Both HTTP ports with a Triton that always gives the same answer."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -93,7 +93,7 @@ class Ports:
         self.complaints: list[str] = []
 
     async def say(self, server: HttpServer, data: bytes) -> bytes:
-        """All that a port answers to these bytes and the end of the connection."""
+        """Everything a port answers to these bytes followed by the end of the connection."""
         transport = Fake()
         protocol = server.config.http_protocol_class(server.config, server.server_state, {})
         protocol.connection_made(transport)
@@ -101,7 +101,7 @@ class Ports:
             if not transport.closing:
                 protocol.data_received(data[begin : begin + 4096])
                 await asyncio.sleep(0)
-        for _ in range(400):  # as long as anything is done for it
+        for _ in range(400):  # as long as the request is being handled
             await asyncio.sleep(0)
             if transport.closing or not server.server_state.tasks:
                 break
@@ -109,13 +109,13 @@ class Ports:
         left = set(server.server_state.tasks)
         if left:
             _, pending = await asyncio.wait(left, timeout=30)
-            assert not pending, "a request goes on without its client"
+            assert not pending, "a request continues without its client"
         assert not self.admission.num_open and not protocol._limits.connections.num_open
         return bytes(transport.heard)
 
 
 def check_answers(heard: bytes, data: bytes) -> None:
-    """As a client reads them, one after the other."""
+    """Read the answers one after another, as a client does."""
     while heard:
         client = h11.Connection(h11.CLIENT)
         method = "HEAD" if data.startswith(b"HEAD") else "GET"
@@ -125,7 +125,7 @@ def check_answers(heard: bytes, data: bytes) -> None:
         body, found = bytearray(), None
         while not isinstance(event := client.next_event(), h11.EndOfMessage):
             if event is h11.NEED_DATA:
-                return  # cut off with its client
+                return  # cancelled with its client
             if isinstance(event, h11.Response):
                 found = event
             elif isinstance(event, h11.Data):

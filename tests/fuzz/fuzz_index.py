@@ -1,4 +1,4 @@
-"""Downloads from a hub that answers with the input: a file in the cache, whole, or an error for people."""
+"""Downloads from a hub that answers with the input: a complete file in the cache, or an OarlockError."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from harness import Harness
 from oarlock.hub import downloads, http_download
 from oarlock.model_config.model_folder import find_model_folder
 
-BETWEEN = b"\n==\n"  # the answers of an input, in the order of the requests; the last one answers all that follow
+BETWEEN = b"\n==\n"  # the answers in an input, in the order of the requests; the last one is repeated
 INDEX = "model.safetensors.index.json"
 
 
 class Hub(socketserver.ThreadingTCPServer):
-    """Answers each request with the next part of the input, as it stands, and closes the connection."""
+    """Answers each request with the next part of the input, verbatim, and closes the connection."""
 
     allow_reuse_address, daemon_threads = True, True
 
@@ -46,7 +46,8 @@ class Answer(socketserver.StreamRequestHandler):
 
 def target(data: bytes, folder: Path, hub: Hub) -> None:
     cache = folder / "cache"
-    for path in sorted(cache.rglob("*"), reverse=True):  # rmtree names files by descriptors, which looks like elsewhere
+    # Not rmtree: it names files relative to descriptors, which looks like a path outside.
+    for path in sorted(cache.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     hub.parts = data.split(BETWEEN)[:40]
     with mock.patch.object(downloads, "_find_cache", lambda: cache):
@@ -56,8 +57,8 @@ def target(data: bytes, folder: Path, hub: Hub) -> None:
         assert path.is_file() and not path.is_symlink() and path.parent == found
 
 
-def only_here(host: Any, *arguments: Any, **named: Any) -> Any:
-    """Names lead nowhere: a redirection of an input must not ask the network."""
+def block_network(host: Any, *arguments: Any, **named: Any) -> Any:
+    """Block name resolution: a redirect in an input must not use the network."""
     if host != "127.0.0.1":
         raise socket.gaierror(f"no {host!r} here")
     return real_addresses(host, *arguments, **named)
@@ -78,7 +79,7 @@ def around() -> Iterator[Hub]:
         mock.patch.dict(os.environ, {"PPNLP_ENDPOINT": address, "NO_PROXY": "*"}),
         mock.patch.object(http_download, "_PAUSE_S", 0),
         mock.patch.object(http_download, "_TIMEOUT_S", (0.5, 0.5)),
-        mock.patch.object(socket, "getaddrinfo", only_here),
+        mock.patch.object(socket, "getaddrinfo", block_network),
     ):
         yield hub
     hub.shutdown()
@@ -94,7 +95,7 @@ def seeds() -> list[bytes]:
     config, gone = answer(b'{"model_type": "llama"}'), answer(b"", status="404 Not Found")
     weights = answer(b"weights", 'ETag: "0"')
     index = answer(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}).encode())
-    start = [config, config, gone]  # config.json asked for and got; no generation settings
+    start = [config, config, gone]  # config.json was requested and found; there are no generation settings
     moved = answer(b"", "Location: /elsewhere", status="302 Found")
     cut = weights[:-3]
     rest = answer(b"hts", "Content-Range: bytes 4-6/7", status="206 Partial Content")

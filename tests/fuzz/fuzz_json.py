@@ -1,4 +1,4 @@
-"""The reader of JSON with schemas of every kind of type: nothing but an error that names the file, or what json reads."""
+"""The JSON reader with schemas of every type: it returns what json reads, or an error that names the file."""
 
 from __future__ import annotations
 

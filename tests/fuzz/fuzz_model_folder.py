@@ -1,4 +1,4 @@
-"""Model, tokenizer and adapter folders in which one file is the input: an error that names the folder, or a small model.
+"""Model, tokenizer and adapter folders with one fuzzed file: a small model, or an error that names the folder.
 
 An input is the name of a file, a line end, and its content; everything else in the folder is as it should be.
 """
@@ -21,7 +21,7 @@ from safetensors.numpy import save
 
 from oarlock.errors import OarlockError
 
-os.environ["RUST_BACKTRACE"] = "0"  # else every panic of the tokenizers library takes a second to print
+os.environ["RUST_BACKTRACE"] = "0"  # otherwise every panic of the tokenizers library takes a second to print
 MODEL, TOKENIZER, ADAPTER, PEFT = "model", "tokenizer", "adapter", "peft"
 FILES = {
     "config.json": MODEL,
@@ -55,7 +55,7 @@ def target(data: bytes, folder: Path, good: Path) -> None:
     kind = FILES[file]
     place = folder / kind
     place.mkdir(exist_ok=True)
-    for path in place.iterdir():  # rmtree names files by descriptors, which looks like elsewhere
+    for path in place.iterdir():  # rmtree names files relative to descriptors, which looks like a path outside
         path.unlink()
     for path in (good / kind).iterdir():
         shutil.copyfile(path, place / path.name)
@@ -114,7 +114,7 @@ def around() -> Iterator[Path]:
 
 
 def folders() -> dict[str, dict[str, bytes]]:
-    """Every kind of folder as it should be: name -> content."""
+    """A valid folder of every kind: name -> content."""
     from families import family_model
     from helpers import make_tiny_tokenizer
 

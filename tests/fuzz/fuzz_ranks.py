@@ -1,7 +1,7 @@
-"""What one rank makes of the bytes of another: cards in a store, messages at the start (also signed ones, with every kind
-of descriptor), values that ranks share, directories and boards in a rank's memory.
+"""How a rank handles bytes of another: cards in a store, messages at the start (also signed ones, with every kind of
+descriptor), values that ranks share, directories and boards in a rank's memory.
 
-The first byte of an input says which; the rest is the content, for messages a row of records (see _send).
+The first byte of an input selects one; the rest is the content, for messages a sequence of records (see _send).
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from oarlock.parallel import nodes
 KEY, NONCE = b"k" * 32, b"n" * 32
 CONTENT = b"V" * 10_000
 _RECORD = struct.Struct("<BBBBBB")  # how, kind, rank, ranks in all, process, whose descriptor
-_RAW = 1  # the record is followed by a whole frame, sent as it is
+_RAW = 1  # a complete frame follows the record and is sent verbatim
 _UNSIGNED = 2
 
 
 @functools.cache
-def _own() -> MemoryFile:
+def _hold_memory() -> MemoryFile:
     return MemoryFile.create()
 
 
@@ -60,7 +60,7 @@ def _descriptor(which: int, victim: Path) -> int | None:
         lambda: os.memfd_create("forged", os.MFD_ALLOW_SEALING),
         lambda: os.open(victim, os.O_RDONLY),
         lambda: os.open("/dev/null", os.O_RDWR),
-        lambda: os.dup(_own().descriptor),
+        lambda: os.dup(_hold_memory().descriptor),
         lambda: MemoryFile.create().descriptor,
         lambda: os.pipe()[0],
     ]
@@ -68,7 +68,7 @@ def _descriptor(which: int, victim: Path) -> int | None:
 
 
 def _send(channel: Channel, content: bytes, victim: Path) -> None:
-    """Send a row of records, each a frame; then say nothing more."""
+    """Send a sequence of records, each in a frame, and then nothing more."""
     while len(content) >= _RECORD.size:
         how, kind, rank, world_size, process, which = _RECORD.unpack(content[: _RECORD.size])
         content = content[_RECORD.size :]
@@ -92,7 +92,7 @@ def _meet(rank: int, content: bytes, victim: Path) -> None:
     with mine, theirs, mock.patch.object(os, "urandom", lambda size: NONCE[:size]):
         _send(Channel(theirs, KEY, is_first=rank == 1), content, victim)
         point = MeetingPoint(KEY, {1 - rank: mine})
-        exchange_memories(point, _own(), rank, 2, time.monotonic() + 0.05, lambda handed: None)
+        exchange_memories(point, _hold_memory(), rank, 2, time.monotonic() + 0.05, lambda handed: None)
 
 
 def _shared(content: bytes) -> None:
@@ -113,7 +113,7 @@ def _memory(content: bytes) -> None:
         known.clear()
     second._read = [0, 0]
     second.failure()
-    board.bytes[:] = 0  # else what fails now would wait for the rank that tells of the first failure
+    board.bytes[:] = 0  # otherwise the failure would wait for the rank that reported the first one
     for name in list(second._known[0]) or [b"x" * 16]:
         second._look(0, name)
     for offset, nbytes in second._known[0].values():
@@ -139,14 +139,14 @@ def _target(data: bytes, folder: Path) -> None:
         else:
             _memory(content)
     finally:
-        for left in set(os.listdir("/proc/self/fd")) - before:  # what a rank holds for its life
+        for left in set(os.listdir("/proc/self/fd")) - before:  # what a rank holds until it exits
             with contextlib.suppress(OSError):
                 os.close(int(left))
         assert victim.read_bytes() == CONTENT
 
 
 def _seeds() -> list[bytes]:
-    _own()
+    _hold_memory()
     _pair()
 
     def record(kind: int, rank: int, which: int = 0, how: int = 0, world_size: int = 2, process: int = 0) -> bytes:

@@ -1,4 +1,4 @@
-"""Files of users' data: JSON Lines, lists, tables and text, plain or packed, read for pretraining and for fine-tuning."""
+"""Data files of users: JSON Lines, lists, tables and text, plain or compressed, read for pretraining and fine-tuning."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from oarlock.data.records.dataset_resolver import find_records
 from oarlock.errors import OarlockError
 
 _NAMES = ("a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a.jsonl.gz", "a.json.zst", "train.jsonl", "a.parquet")
-_MOST = 2000  # records of an input that are looked at
+_MOST = 2000  # number of records of an input that are read
 
 
 def target(data: bytes, folder: Path) -> None:
@@ -60,7 +60,7 @@ def _records(path: Path) -> None:
                     continue
                 try:
                     parse_record(item, detect_form(item), f"{path}:{line}")
-                except ValueError as error:  # told with its line, or skipped
+                except ValueError as error:  # reported with its line, or skipped
                     assert str(error)
 
 

@@ -1,4 +1,4 @@
-"""Headers of safetensors files: what is taken lies in the file, and the safetensors library takes it too."""
+"""Headers of safetensors files: accepted tensors are inside the file, and the safetensors library accepts them too."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def target(data: bytes, folder: Path) -> None:
     assert {name: list(entry.shape) for name, entry in header.tensors.items()} == {
         name: entry["shape"] for name, entry in theirs.items()
     }
-    with SafetensorsFile(path) as file:  # as weights are read
+    with SafetensorsFile(path) as file:  # as in loading weights
         for name, about in file.tensors.items():
             values = np.empty(about.shape, about.dtype)
             file.read(name, 0, values)

@@ -1,4 +1,4 @@
-"""Chat templates, which come with a model from anybody: compiled and rendered within their bounds, or refused."""
+"""Chat templates from untrusted models: compiled and rendered within the limits, or refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def target(data: bytes, folder: Path) -> None:
     for run in (template.check, *(partial(_render, template, messages) for messages in _CONVERSATIONS)):
         try:
             run()
-        except OarlockError as error:  # what is wrong with one conversation says nothing of the others
+        except OarlockError as error:  # a fault in one conversation does not affect the others
             refusals.append(error)
     if refusals:
         raise refusals[0]

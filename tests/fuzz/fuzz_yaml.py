@@ -11,7 +11,7 @@ from oarlock.config.load import load_config
 from oarlock.config.pretrain import PretrainConfig
 from oarlock.errors import ConfigError
 
-# The kinds of files that stand beside the recipe, which it may include.
+# The kinds of files next to the recipe that it may include.
 BESIDE = {
     "itself.yaml": "include: recipe.yaml\n",
     "other.yaml": "include: third.yaml\nmax_steps: 7\n",

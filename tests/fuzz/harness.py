@@ -1,4 +1,4 @@
-"""What every harness promises of the reader or front door that it feeds, and how one input is judged.
+"""Describes the reader or port that a harness feeds, and judges one input.
 
 An input ends in a result or in an OarlockError, within two seconds and 300 MB, and leaves no file outside the folder it
 was given, no process and no connection. Anything else is a finding.
@@ -23,7 +23,7 @@ from typing import Any
 
 from oarlock.errors import OarlockError
 
-SECONDS = 2.0  # of this thread's CPU, so that a busy machine is not a finding
+SECONDS = 2.0  # CPU time of this thread, so that a busy machine is not a finding
 MEGABYTES = 300
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = {
@@ -37,7 +37,7 @@ _CHANGES = {
     "os.link",
     "os.rename",
 }
-_BESIDE = {"os.mkdir", "os.remove", "os.rmdir"}
+_RELATIVE = {"os.mkdir", "os.remove", "os.rmdir"}
 _PROCESSES = {
     "subprocess.Popen",
     "os.system",
@@ -54,16 +54,16 @@ _CODE = {"pickle.find_class", "marshal.loads", "ctypes.dlopen"}
 
 @dataclass(frozen=True)
 class Harness:
-    """A reader or front door and how it is fed.
+    """A reader or port and its inputs.
 
     Attributes:
-        target: is given the bytes and an empty folder, which is its own for the whole run.
+        target: called with the bytes and a folder, which is empty at first and its own for the whole run.
         seeds: real inputs, made by code.
-        tokens: pieces that mean something there ("*a", "\\ud800"); they are put into inputs.
-        around: what has to be there during the run, a server for instance; its value goes to `target` as a third
-            argument where it is not None.
-        refusals: exceptions besides OarlockError that are a decent answer (those of a client that was told no).
-        connects: whether the target speaks to a server, so that connections are no finding.
+        tokens: pieces that have a meaning in this format ("*a", "\\ud800"); they are put into inputs.
+        around: a context for the run, for instance a server; if its value is not None, it is the third argument of
+            `target`.
+        refusals: acceptable exceptions other than OarlockError (such as those of a refused client).
+        connects: whether the target connects to a server, so that connections are not a finding.
         seconds: CPU seconds of one input.
     """
 
@@ -78,7 +78,7 @@ class Harness:
 
 @dataclass
 class Finding:
-    """What an input did that it must not."""
+    """A forbidden effect of an input."""
 
     what: str
     data: bytes
@@ -86,7 +86,7 @@ class Finding:
 
     @property
     def key(self) -> str:
-        """The same for inputs that go wrong in the same place."""
+        """A key that inputs with the same source location of the fault share."""
         return (
             self.what.split(":")[0]
             + "".join(line for line in self.trace.splitlines() if line.startswith("  File"))[-300:]
@@ -95,7 +95,7 @@ class Finding:
 
 @dataclass
 class Judge:
-    """Runs a harness on one input after the other and keeps what it finds, once for each place."""
+    """Runs a harness on one input after another and keeps one finding per source location."""
 
     harness: Harness
     folder: Path
@@ -129,7 +129,7 @@ class Judge:
         return found
 
     def seeds(self) -> list[bytes]:
-        """The seeds, each run once; so that what the first reading imports is not taken for its doing."""
+        """Run each seed once, so that imports on first use are not attributed to an input; return the seeds."""
         seeds = list(self.harness.seeds())
         for seed in seeds:
             with contextlib.suppress(Exception):
@@ -140,8 +140,8 @@ class Judge:
 
 
 @contextlib.contextmanager
-def judging(harness: Harness) -> Iterator[Judge]:
-    """A judge with a folder of its own and what the harness needs around it; looks for processes left at the end."""
+def open_judge(harness: Harness) -> Iterator[Judge]:
+    """A judge with its own folder and the environment of the harness; looks for leftover processes at the end."""
     before = _children()
     _watch.others = {thread.ident or 0 for thread in threading.enumerate()} - {threading.get_ident()}
     with tempfile.TemporaryDirectory(prefix="oarlock-fuzz-") as folder:
@@ -153,7 +153,7 @@ def judging(harness: Harness) -> Iterator[Judge]:
 
 
 def keep(findings: Sequence[Finding], folder: Path) -> list[str]:
-    """Write the inputs of findings into a folder; a sentence for each."""
+    """Write the inputs of findings into a folder, and return a sentence about each."""
     folder.mkdir(parents=True, exist_ok=True)
     said = []
     for finding in findings:
@@ -164,17 +164,18 @@ def keep(findings: Sequence[Finding], folder: Path) -> list[str]:
 
 
 class _Watch:
-    """Sees what Python's audit events tell of the running input."""
+    """Records Python's audit events of the running input."""
 
     def __init__(self) -> None:
         self._on, self._folder, self._connects = False, "", False
         self._seen: list[str] = []
         self._hooked = False
-        self.others: set[int] = set()  # threads that were there before and have their own business
+        self.others: set[int] = set()  # unrelated threads that existed before
 
     def start(self, folder: Path, connects: bool) -> None:
         if not self._hooked:
-            sys.addaudithook(self._event)  # can't be taken away again, so it is there once and off between inputs
+            # Audit hooks can't be removed, so it is added once and switched off between inputs.
+            sys.addaudithook(self._event)
             self._hooked = True
         self._folder, self._connects, self._seen, self._on = str(folder), connects, [], True
 
@@ -190,18 +191,19 @@ class _Watch:
             if isinstance(path, (str, bytes)) and isinstance(flags, int) and flags & _WRITING:
                 self._path(event, path)
         elif event in _CHANGES:
-            beside = arguments[-1] if event in _BESIDE else -1  # a descriptor of the folder that the path begins in
+            # A descriptor of the folder that the path is relative to.
+            folder = arguments[-1] if event in _RELATIVE else -1
             for path in arguments[:2]:
                 if isinstance(path, (str, bytes)):
-                    self._path(event, path, beside)
+                    self._path(event, path, folder)
         elif event in _CODE:
             if not _importing():
                 self._seen.append(f"{event} {arguments!r:.200}")
         elif event in _PROCESSES or (event in _CONNECTIONS and not self._connects):
             self._seen.append(f"{event} {arguments!r:.200}")
 
-    def _path(self, event: str, path: str | bytes, beside: int = -1) -> None:
-        base = os.readlink(f"/proc/self/fd/{beside}") if beside >= 0 else ""
+    def _path(self, event: str, path: str | bytes, folder: int = -1) -> None:
+        base = os.readlink(f"/proc/self/fd/{folder}") if folder >= 0 else ""
         absolute = os.path.realpath(os.path.join(base, os.fsdecode(path)))
         if not absolute.startswith(f"{self._folder}/") and absolute != "/dev/null" and "__pycache__" not in absolute:
             self._seen.append(f"{event} outside of its folder: {absolute}")
@@ -211,7 +213,7 @@ _watch = _Watch()
 
 
 def _importing() -> bool:
-    """Whether an import statement is under way, which reads code of installed packages."""
+    """Whether an import statement is running, which reads code of installed packages."""
     frame = sys._getframe(2)
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
@@ -221,7 +223,7 @@ def _importing() -> bool:
 
 
 def _peak() -> float:
-    """Megabytes that this process had at most so far."""
+    """Peak memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

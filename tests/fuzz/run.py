@@ -41,13 +41,13 @@ def _harness(name: str, engine: str):
 
 
 def _fuzz(name: str, engine: str, seconds: float, results: Path) -> None:
-    """In a process of its own: libFuzzer ends the one that it runs in."""
+    """Fuzz in a separate process: libFuzzer ends the one that it runs in."""
     harness = _harness(name, engine)
     from engines import with_atheris, with_hypothesis
-    from harness import judging, keep
+    from harness import keep, open_judge
 
     with contextlib.ExitStack() as stack:
-        judge = stack.enter_context(judging(harness))
+        judge = stack.enter_context(open_judge(harness))
         corpus = results / "corpus"
         corpus.mkdir()
         start = time.monotonic()
@@ -67,7 +67,7 @@ def _fuzz(name: str, engine: str, seconds: float, results: Path) -> None:
 
 
 def run(name: str, seconds: float, engine: str = "") -> dict:
-    """Fuzz in a child; what it counted. A child that died is a finding too."""
+    """Fuzz in a child process and return its counts. A crashed child is a finding too."""
     engine = _choose(engine)
     with tempfile.TemporaryDirectory(prefix="oarlock-fuzz-run-") as folder:
         command = [sys.executable, __file__, name, "--seconds", str(seconds), "--engine", engine, "--results", folder]
@@ -84,9 +84,9 @@ def run(name: str, seconds: float, engine: str = "") -> dict:
 
 
 def _replay(name: str, path: Path) -> int:
-    from harness import judging
+    from harness import open_judge
 
-    with judging(_harness(name, "")) as judge:
+    with open_judge(_harness(name, "")) as judge:
         judge.seeds()
         finding = judge(path.read_bytes())
         print(f"{finding.what}\n{finding.trace}" if finding else f"fine ({'refused' if judge.refused else 'read'})")
@@ -94,7 +94,7 @@ def _replay(name: str, path: Path) -> int:
 
 
 def main() -> int:
-    """See above."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=sorted(TABLE))
     parser.add_argument("--seconds", type=float, default=20)

@@ -1,4 +1,4 @@
-"""Every harness: the module beside this one that has it as HARNESS, and the packages whose branches atheris follows."""
+"""All harnesses: the module in this folder that defines HARNESS, and the packages whose branches atheris instruments."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """A harness; `instrument` names packages beside oarlock, read by Python code."""
+    """A harness; `instrument` names further Python packages."""
 
     module: str
     instrument: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Each harness for a few seconds, and the judge itself: what it must find, it finds.
+"""Runs each harness for a few seconds, and checks that the judge finds known faults.
 
 OARLOCK_FUZZ_SECONDS=600 makes them longer.
 """
@@ -18,27 +18,27 @@ import harness as harness_module
 import pytest
 import run
 from engines import with_hypothesis
-from harness import Harness, judging, keep
+from harness import Harness, keep, open_judge
 from table import TABLE
 
 from oarlock.errors import DataError
 
 SECONDS = float(os.environ.get("OARLOCK_FUZZ_SECONDS", "20"))
-PATIENCE = 10  # a slow machine is no finding here
+PATIENCE = 10  # a slow machine is not a finding here
 ENGINES = ["hypothesis", *(["atheris"] if importlib.util.find_spec("atheris") else [])]
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))
-def test_no_input_does_harm(name):
+def test_no_input_causes_a_finding(name):
     harness = importlib.import_module(TABLE[name].module).HARNESS
-    with judging(dataclasses.replace(harness, seconds=harness.seconds * PATIENCE)) as judge:
+    with open_judge(dataclasses.replace(harness, seconds=harness.seconds * PATIENCE)) as judge:
         with_hypothesis(judge, SECONDS, fixed=True)
     assert judge.executions >= len(harness.seeds())
     assert not judge.findings, "\n".join(keep(list(judge.findings.values()), run.ROOT / "build" / "fuzz" / name))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_long_form_counts(engine):
+def test_the_long_form_counts_executions(engine):
     counts = run.run("safetensors", 2, engine)
     assert counts["findings"] == []
     assert counts["executions"] > counts["refused"] > 0
@@ -75,44 +75,44 @@ def _burn(data: bytes, folder: Path) -> None:
         (_burn, "slow: 0."),
     ],
 )
-def test_the_judge_finds(target, what):
-    with judging(Harness(target, list, seconds=0.1)) as judge:
+def test_the_judge_finds_faults(target, what):
+    with open_judge(Harness(target, list, seconds=0.1)) as judge:
         finding = judge(b"x")
         assert finding is not None
         assert finding.what.startswith(what)
         judge(b"x")
-    assert len(judge.findings) == 1, "the same place is told once"
+    assert len(judge.findings) == 1, "the same place is reported once"
 
 
-def test_the_judge_finds_memory(monkeypatch):
+def test_the_judge_finds_memory_use(monkeypatch):
     peaks = iter([1000.0, 1290.0, 1290.0, 1600.0])
     monkeypatch.setattr(harness_module, "_peak", lambda: next(peaks))
-    with judging(Harness(lambda data, folder: None, list)) as judge:
+    with open_judge(Harness(lambda data, folder: None, list)) as judge:
         assert judge(b"x") is None
         finding = judge(b"y")
     assert finding is not None and finding.what == "large: 310 MB"
 
 
-def test_the_judge_finds_processes_that_are_left(tmp_path):
-    with judging(Harness(lambda data, folder: None, list)) as judge:
+def test_the_judge_finds_leftover_processes(tmp_path):
+    with open_judge(Harness(lambda data, folder: None, list)) as judge:
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     child.communicate(b"\n")
     assert [finding.what.split(":")[0] for finding in judge.findings.values()] == ["a process is left"]
 
 
-def test_what_an_import_reads_is_no_finding(monkeypatch):
+def test_files_read_by_an_import_are_not_a_finding(monkeypatch):
     monkeypatch.delitem(sys.modules, "plistlib", raising=False)
-    with judging(Harness(lambda data, folder: importlib.import_module("plistlib"), list)) as judge:
+    with open_judge(Harness(lambda data, folder: importlib.import_module("plistlib"), list)) as judge:
         assert judge(b"x") is None
 
 
-def test_the_judge_takes_refusals_and_files_of_its_folder(tmp_path):
+def test_the_judge_accepts_refusals_and_files_in_its_folder(tmp_path):
     def target(data: bytes, folder: Path) -> None:
         (folder / "a").write_bytes(data)
         (folder / "a").rename(folder / "b")
         raise DataError("no") if data == b"x" else ConnectionError
 
-    with judging(Harness(target, list, refusals=(ConnectionError,))) as judge:
+    with open_judge(Harness(target, list, refusals=(ConnectionError,))) as judge:
         assert judge(b"x") is judge(b"y") is None
     assert (judge.executions, judge.refused) == (2, 2)
     assert keep([], tmp_path / "kept") == []

@@ -2,9 +2,9 @@
 
     python chat_peer.py JOBS.json OUT.json
 
-Each job names a tokenizer folder and conversations; written are ids, the mask of what the assistant says, the text, and
-the ids of the prompt of the last answer, or the error; for a conversation with a template of its own the text alone.
-Knows nothing of oarlock.
+Each job names a tokenizer folder and conversations. The output has the ids, the mask of the assistant's text, the text,
+and the ids of the prompt of the last answer, or the error; for a conversation with its own template only the text.
+Does not import oarlock.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 For every field that a family's configuration class declares, and every value that the job has for it, a model is
 made, saved and run. result.json has the declared fields of each family, and each model's folder, or why transformers
 makes none.
-Knows nothing of oarlock.
+Does not import oarlock.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 
-def made(config: Any) -> Any:
-    """With weights large enough that its answers hang on all that it reads."""
+def make_model(config: Any) -> Any:
+    """A model with weights so large that its logits depend on the whole input."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
@@ -34,8 +34,8 @@ def made(config: Any) -> Any:
 
 
 def save(config: Any, folder: Path, ids: torch.Tensor, base: dict[str, Any] | None) -> Any:
-    """The model of a configuration, with the base's weights where they fit; its state is returned."""
-    model = made(config)
+    """Save the model of a configuration with the weights of the base where they fit, and return its state."""
+    model = make_model(config)
     if base is not None and {k: v.shape for k, v in base.items()} == {
         k: v.shape for k, v in model.state_dict().items()
     }:
@@ -64,7 +64,7 @@ def main() -> None:
                 try:
                     save(AutoConfig.for_model(family, **{**base, field: value}), folder, ids, state)
                     cases.append({**case, "folder": str(folder)})
-                except Exception as error:  # it is that side's to say
+                except Exception as error:  # transformers decides
                     cases.append({**case, "error": f"{type(error).__name__}: {error}"})
     for i, (family, fields) in enumerate(job["together"]):
         folder = root / family / f"together-{i}"

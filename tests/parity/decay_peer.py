@@ -1,7 +1,7 @@
 """What transformers' Trainer decays and trains of a model: python decay_peer.py CONFIGS.json OUT.json
 
 CONFIGS: name -> content of a config.json. OUT: name -> {"decayed": [...], "sizes": {parameter: elements}}, each parameter
-once, tied ones under the embedding's name. Models are built without memory. Knows nothing of oarlock.
+once, tied ones under the embedding's name. Models are built without memory. Does not import oarlock.
 """
 
 from __future__ import annotations

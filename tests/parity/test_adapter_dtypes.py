@@ -1,7 +1,7 @@
-"""Adapters on checkpoints in bfloat16 and float16, as nearly all are published, in either layout.
+"""Adapters on bfloat16 and float16 checkpoints, the usual published form, in either layout.
 
-They train in float32 (as the precision flags say) and equal those on the same values in float32; what is written says
-of which type it is.
+They train in float32 (as the precision flags say) and equal adapters trained on the same values in float32; the saved
+folders declare their dtype.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from families import family_config, family_model
-from helpers import flags, make_tiny_tokenizer, rows
+from helpers import make_flags, make_tiny_tokenizer, read_rows
 from oarlock.config import FinetuneConfig, load_config
 from oarlock.merge.inputs import AdapterMix
 from oarlock.merge.merge import MergeOptions, merge
@@ -38,7 +38,7 @@ from oarlock.train.finetune import finetune
 
 _TOKENS = {"vocab_size": 512, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 _HEADS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-# Saved by transformers: name -> what the peer is asked to make.
+# Saved by transformers: name -> job for the peer.
 THEIRS = {
     "llama bfloat16": _TOKENS | _HEADS | {"model_type": "llama", "intermediate_size": 64, "num_key_value_heads": 2},
     "opt float16": _TOKENS | _HEADS | {"model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": 32},
@@ -56,7 +56,7 @@ CASES = [(base, method) for base in BASES for method in METHODS]
 
 
 class Folders:
-    """Bases, the same in float32, and records to train on."""
+    """Bases, the same bases in float32, and records to train on."""
 
     def __init__(self, root: Path, parity_python: str) -> None:
         self.root, self.data = root, root / "train.jsonl"
@@ -99,13 +99,13 @@ class Folders:
 
     def train(self, base: Path, output: Path, **options: Any) -> list[float]:
         """Losses of three steps."""
-        words = flags(
+        words = make_flags(
             do_train=1, model_name_or_path=base, dataset_name_or_path=self.data, output_dir=output, device="cpu",
             per_device_train_batch_size=4, max_steps=3, learning_rate=1e-3, logging_steps=1, save_steps=3,
             report_to="none", src_length=16, tgt_length=48, warmup_ratio=0, disable_tqdm=1, **options,
         )  # fmt: skip
         assert finetune(load_config(FinetuneConfig, words)) == 0
-        return [row["loss"] for row in rows(output / "metrics.jsonl") if "loss" in row]
+        return [row["loss"] for row in read_rows(output / "metrics.jsonl") if "loss" in row]
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def stored_types(file: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(("base", "method"), CASES)
-def test_an_adapter_trains_as_on_the_same_values_in_float32(folders, tmp_path, base, method):
+def test_an_adapter_on_half_precision_weights_trains_as_on_float32(folders, tmp_path, base, method):
     options = METHODS[method]
     found = folders.train(folders.root / base, tmp_path / "half", **options)
     wide = folders.train(folders.root / f"{base} wide", tmp_path / "wide", **options)
@@ -134,7 +134,7 @@ def test_an_adapter_trains_as_on_the_same_values_in_float32(folders, tmp_path, b
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_an_adapter_goes_on_and_is_merged(folders, tmp_path, base):
+def test_an_adapter_is_resumed_and_merged(folders, tmp_path, base):
     folders.train(folders.root / base, tmp_path / "first", lora=1, r=4)
     more = folders.train(folders.root / base, tmp_path / "more", lora=1, r=4, adapter_name_or_path=tmp_path / "first")
     assert all(map(math.isfinite, more))
@@ -148,8 +148,8 @@ def test_an_adapter_goes_on_and_is_merged(folders, tmp_path, base):
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_full_training_says_that_its_weights_are_float32(folders, tmp_path, base):
-    """In the final folder, and in one made of a checkpoint."""
+def test_full_training_declares_float32_weights(folders, tmp_path, base):
+    """In the final folder, and in one made from a checkpoint."""
     found = folders.train(folders.root / base, tmp_path / "full")
     assert found == folders.train(folders.root / f"{base} wide", tmp_path / "wide")
     consolidate(tmp_path / "full" / "checkpoint-3", tmp_path / "whole", 1 << 30)
@@ -167,8 +167,8 @@ def test_full_training_says_that_its_weights_are_float32(folders, tmp_path, base
     [LoRA(2, 4.0), LoRA(2, 4.0, quantization=Quantization(block_size=16)), Prefix(3), PTuning(3, "lstm")],
     ids=METHODS,
 )
-def test_an_adapter_has_the_type_of_the_run(family, method, dtype):
-    """That of --bf16 or --fp16 with O2 (whose optimizer keeps float32 master weights), whatever the checkpoint's is."""
+def test_an_adapter_has_the_dtype_of_the_run(family, method, dtype):
+    """The dtype of --bf16 or --fp16 with O2 (the optimizer keeps float32 master weights), not that of the checkpoint."""
     for stored, of_run in (("float32", dtype), (dtype, "float32")):
         config = family_config(family, dtype=stored)
         model = build_model(ModelSource(Path(family), config, from_weights=False), of_run, method=method)

@@ -1,8 +1,8 @@
-"""Conversations beside transformers' apply_chat_template: the same ids, the same prompts, the same trained tokens.
+"""Conversations compared with transformers' apply_chat_template: the same ids, prompts and trained tokens.
 
-The templates of tests/chat_templates/ are the published ones' forms (Qwen, Llama, Mistral, Gemma, Phi, ChatML,
-DeepSeek) with {% generation %} put in; transformers tells by it what the assistant says. Oarlock has to find the same
-with these marks and without them. transformers runs in its own Python, once for all (chat_peer.py).
+The templates of tests/chat_templates/ are modelled on published ones (Qwen, Llama, Mistral, Gemma, Phi, ChatML,
+DeepSeek) with {% generation %} added; transformers uses it to find the text of the assistant. Oarlock must find the same
+with and without these marks. transformers runs in its own Python, once for all tests (chat_peer.py).
 """
 
 from __future__ import annotations
@@ -109,13 +109,13 @@ def make_tokenizer(folder: Path, name: str, template: str) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}), encoding="utf-8")
 
 
-def unmarked(template: str) -> str:
+def remove_marks(template: str) -> str:
     return re.sub(r"\{%-? *(end)?generation *-?%\}", "", template)
 
 
 @pytest.fixture(scope="module")
 def peer(tmp_path_factory, parity_python) -> dict[str, dict[str, Any]]:
-    """What transformers gives for each family and conversation."""
+    """What transformers returns for each family and conversation."""
     folder = tmp_path_factory.mktemp("chat")
     for name in FAMILIES:
         make_tokenizer(folder / name, name, (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8"))
@@ -131,7 +131,7 @@ def peer(tmp_path_factory, parity_python) -> dict[str, dict[str, Any]]:
     return {"folder": folder, "rules": found[-1], **answers}
 
 
-# What a template may be made of; SAY_ALL before it, so that nothing is left out.
+# Building blocks of templates; SAY_ALL comes first, so that nothing is dropped.
 SAY_ALL = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\n"
 RULES = [
     "{{ tools is none }} {{ documents is none }} {{ tools }} {{ add_generation_prompt }} {{ nothing is defined }}{{ nothing }}",
@@ -155,7 +155,7 @@ RULES = [
 ]  # fmt: skip
 
 
-def test_templates_run_by_the_same_rules(peer):
+def test_templates_follow_the_rules_of_transformers(peer):
     tokenizer = load_tokenizer(str(peer["folder"] / "chatml"))
     base = choose_template("auto", tokenizer, "messages")
     for source, theirs in zip(RULES, peer["rules"], strict=True):
@@ -163,17 +163,17 @@ def test_templates_run_by_the_same_rules(peer):
         assert ours == theirs["text"], source
 
 
-def mask_of(chat: Any, tokens: Any) -> list[int]:
+def read_mask(chat: Any, tokens: Any) -> list[int]:
     encoded = encode_chat(chat, tokens, 10_000, 10_000)
     assert list(encoded.ids) == tokens.ids
     return [i % 2 for i, length in enumerate(encoded.runs) for _ in range(length)]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_ids_prompts_and_trained_tokens_are_those_of_transformers(name, peer):
+def test_ids_prompts_and_trained_tokens_equal_transformers(name, peer):
     tokenizer = load_tokenizer(str(peer["folder"] / name))
     marked = choose_template("auto", tokenizer, "messages")
-    plain = ChatTemplate(marked.name, unmarked(marked.source), marked.special_tokens, marked.spellings)
+    plain = ChatTemplate(marked.name, remove_marks(marked.source), marked.special_tokens, marked.spellings)
     assert "generation" in marked.source and "generation -" not in plain.source
     compared = 0
     for kind, given in CONVERSATIONS.items():
@@ -183,42 +183,42 @@ def test_ids_prompts_and_trained_tokens_are_those_of_transformers(name, peer):
         try:
             chats = [render_chat_text(talk, template) for template in (marked, plain)]
         except DataError as error:
-            refused(name, kind, theirs, str(error))
+            expect_refusal(name, kind, theirs, str(error))
             continue
         tokens = tokenize(tokenizer, [chat.text for chat in chats])
         assert chats[0].text.text == chats[1].text.text == theirs["text"], kind
         assert tokens[0].ids == theirs["ids"], kind
-        masks = [mask_of(chat, row) for chat, row in zip(chats, tokens, strict=True)]
+        masks = [read_mask(chat, row) for chat, row in zip(chats, tokens, strict=True)]
         assert masks[0] == theirs["mask"], f"{kind}: as marked"
         assert masks[1] == theirs["mask"], f"{kind}: without marks"
         prompt = encode_prompt(talk, tokenizer, plain, 10_000).input_ids
         assert prompt == theirs["prompt"], kind
-        if name != "deepseek_r1":  # it asks with <think>, which its whole conversations do not have
+        if name != "deepseek_r1":  # its generation prompt ends with <think>, which full conversations lack
             answer = encode_chat(chats[1], tokens[1], 10_000, 10_000)
             assert prompt == list(answer.ids[: answer.context]), kind
         compared += 1
     assert compared >= 4
 
 
-# What a template leaves out or refuses: by our word.
+# What our docs say a template drops or refuses.
 REFUSED = {
     "tools": ("does not render 'tools'", "refuses these messages"),
     "a call beside words": ("does not render 'tools'", "refuses these messages", "next to its tool calls"),
     "a call at the end": ("does not render 'tools'", "refuses these messages"),
-    # Mistral's writes it into the last question alone, and only where that ends the conversation.
+    # Mistral's template writes it only into the last question, and only if that ends the conversation.
     "a system text": ("refuses these messages: System role not supported", "leaves out messages[0] (role system)"),
     "thoughts": ("does not render messages[1].reasoning_content",),
     "thoughts of two rounds": ("does not render messages[1].reasoning_content",),
 }
 
 
-def refused(name: str, kind: str, theirs: dict[str, Any], problem: str) -> None:
+def expect_refusal(name: str, kind: str, theirs: dict[str, Any], problem: str) -> None:
     assert any(words in problem for words in REFUSED[kind]), f"{name}, {kind}: {problem}"
     if "refuses these messages" in problem:
         assert "TemplateError" in theirs["error"]
 
 
-def test_a_text_of_users_that_spells_a_special_token_changes_nothing_else(peer):
+def test_a_special_token_spelled_in_user_text_changes_nothing_else(peer):
     for name in FAMILIES:
         tokenizer = load_tokenizer(str(peer["folder"] / name))
         spelled = FAMILIES[name][1] + "".join(FAMILIES[name][2])
@@ -245,11 +245,11 @@ def test_a_text_of_users_that_spells_a_special_token_changes_nothing_else(peer):
         assert sum(token in special for token in row.encoded.ids) > len(ours), "one option brings it back"
 
 
-def test_an_earlier_answer_that_is_only_read(peer):
+def test_an_earlier_answer_can_be_untrained(peer):
     for name in FAMILIES:
         tokenizer = load_tokenizer(str(peer["folder"] / name))
         marked = choose_template("auto", tokenizer, "messages")
-        plain = ChatTemplate(marked.name, unmarked(marked.source), marked.special_tokens, marked.spellings)
+        plain = ChatTemplate(marked.name, remove_marks(marked.source), marked.special_tokens, marked.spellings)
         record = {"messages": [USER, {**ANSWER, "train": "no"}, USER, {"role": "assistant", "content": "Colder."}]}
         for template in (marked, plain):
             rows = encode_source(RowRecords("r", [record]), EncodingSettings(tokenizer, template, 999, 999), Counts())

@@ -1,4 +1,4 @@
-"""Converted models in transformers, transformers' models in Paddle: the same scores, answers, ids, and the same bits.
+"""Converted models in transformers, and transformers' models in Paddle: the same logits, answers, ids and bits.
 
 transformers runs in the Python of scripts/parity_env.sh, in one process for all models (transformers_peer.py).
 """
@@ -20,7 +20,7 @@ from oarlock.export.manifest import find_changed_files, read_manifest
 from oarlock.export.peft import export_peft
 from oarlock.model_config.load import find_model_class, read_config
 from oarlock.weights.safetensors_file import SafetensorsFile
-from support.converted_models import ADAPTERS, OURS, PIECES, TEXTS, THEIRS, World, answer, loaded, scores
+from support.converted_models import ADAPTERS, OURS, PIECES, TEXTS, THEIRS, World, answer, compute_logits, loaded
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def until_end(ids: list[int]) -> list[int]:
     return ids[: ids.index(0)] if 0 in ids else ids
 
 
-def bits(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """Every stored tensor: type, shape, bytes."""
+def read_bits(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """The dtype, shape and bytes of every stored tensor."""
     found = {}
     for path in folder.glob("model*.safetensors"):
         with SafetensorsFile(path) as file:
@@ -48,18 +48,18 @@ def bits(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_our_models_in_transformers(world, name):
+def test_our_models_run_in_transformers(world, name):
     found, said = world.theirs(f"ours {name}")
     np.testing.assert_allclose(found, world.scores[name], atol=1e-4, rtol=0)
     assert until_end(said["answer"]) == world.answers[name]
-    assert len(set(world.answers[name])) > 1 or name == "opt norms after"  # without a last norm it repeats itself
+    assert len(set(world.answers[name])) > 1 or name == "opt norms after"  # without a final norm it repeats itself
     assert said["class"] == find_model_class(read_config(world.root / "ours" / name)).__name__
     assert said["dtype"] == "torch.float32"
     assert world.proofs[name].difference < 1e-6
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "mistral", "gemma", "opt", "bloom", "gptj"])
-def test_the_tokenizer_and_template_come_along(world, name):
+def test_the_tokenizer_and_template_are_copied(world, name):
     said = world.theirs(f"ours {name}")[1]
     here = load_tokenizer(str(world.root / "ours" / name))
     assert said["token_ids"] == [list(here(text)["input_ids"]) for text in TEXTS]
@@ -67,7 +67,7 @@ def test_the_tokenizer_and_template_come_along(world, name):
     assert said["prompt"] == "<|user|>How far?<|assistant|>"
 
 
-def test_a_sentencepiece_model_alone(world):
+def test_a_folder_with_only_a_sentencepiece_model(world):
     said = world.theirs(f"ours {PIECES}")[1]
     here = load_tokenizer(str(world.root / "ours" / PIECES))
     assert said["token_ids"] == [list(here(text)["input_ids"]) for text in TEXTS]
@@ -75,22 +75,22 @@ def test_a_sentencepiece_model_alone(world):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_there_and_back_every_bit_is_the_same(world, name, tmp_path):
+def test_a_round_trip_preserves_every_bit(world, name, tmp_path):
     back = tmp_path / "back"
     convert(world.root / "hf" / name, back, "paddle", ConvertOptions(proof=False))
-    before, after = bits(world.root / "ours" / name), bits(back)
+    before, after = read_bits(world.root / "ours" / name), read_bits(back)
     computed = {key for key in before if ".attn.bias" in key or ".masked_bias" in key}
     copies = {"lm_head.weight", "lm_head.decoder_weight"} if read_config(back).tie_word_embeddings else set()
     if "fused" in name:
         again = tmp_path / "again"
         convert(back, again, "hf", ConvertOptions(proof=False))
-        assert bits(again) == bits(world.root / "hf" / name)
+        assert read_bits(again) == read_bits(world.root / "hf" / name)
         return
     assert before.keys() - after.keys() <= computed | copies
     assert all(before[key] == value for key, value in after.items())
 
 
-def test_what_is_written(world):
+def test_contents_of_the_converted_folder(world):
     folder = world.root / "hf" / "llama"
     content = json.loads((folder / "config.json").read_text())
     assert content["architectures"] == ["LlamaForCausalLM"] and content["torch_dtype"] == "float32"
@@ -98,7 +98,7 @@ def test_what_is_written(world):
         content
     )
     index = json.loads((folder / "model.safetensors.index.json").read_text())
-    stored = bits(folder)
+    stored = read_bits(folder)
     assert set(index["weight_map"]) == set(stored) and len(set(index["weight_map"].values())) > 2
     assert index["metadata"]["total_size"] == sum(len(data) for _, _, data in stored.values())
     q = load_file(world.root / "ours" / "llama" / "model.safetensors")["llama.layers.1.self_attn.k_proj.weight"]
@@ -108,7 +108,7 @@ def test_what_is_written(world):
     assert header["__metadata__"] == {"format": "pt"}
     manifest = read_manifest(folder)
     assert manifest["source"]["layout"] == "np" and manifest["proof"]["difference"] < 1e-6
-    assert "lm_head.weight" not in bits(world.root / "hf" / "llama tied")
+    assert "lm_head.weight" not in read_bits(world.root / "hf" / "llama tied")
     assert find_changed_files(folder) == []
     assert not any(folder.glob("*.pdparams"))
 
@@ -117,22 +117,22 @@ def test_what_is_written(world):
 
 
 @pytest.mark.parametrize("name", THEIRS)
-def test_their_models_in_paddle(world, name, tmp_path):
+def test_transformers_models_run_in_paddle(world, name, tmp_path):
     source = world.root / "theirs" / name
     options = ConvertOptions(allow_pickle="pickle" in name)
     proof = convert(source, tmp_path / "paddle", "paddle", options).proof
     assert proof.difference < 1e-6
     found, said = world.theirs(f"theirs {name}")
     model = loaded(tmp_path / "paddle")
-    np.testing.assert_allclose(scores(model), found, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(compute_logits(model), found, atol=1e-4, rtol=0)
     assert answer(model) == until_end(said["answer"])
     if "pickle" not in name:
         convert(tmp_path / "paddle", tmp_path / "hf", "hf", ConvertOptions(proof=False))
-        assert bits(tmp_path / "hf") == bits(source)
-        if "bfloat16" not in name:  # and as it stands, without conversion
-            np.testing.assert_allclose(scores(loaded(source)), found, atol=1e-4, rtol=0)
+        assert read_bits(tmp_path / "hf") == read_bits(source)
+        if "bfloat16" not in name:  # and without conversion
+            np.testing.assert_allclose(compute_logits(loaded(source)), found, atol=1e-4, rtol=0)
     dtype = "bfloat16" if "bfloat16" in name else "float32"
-    assert {kind for kind, _, _ in bits(tmp_path / "paddle").values()} == {dtype}
+    assert {kind for kind, _, _ in read_bits(tmp_path / "paddle").values()} == {dtype}
 
 
 # adapters
@@ -141,7 +141,7 @@ def test_their_models_in_paddle(world, name, tmp_path):
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_peft_reads_our_adapters(world, name):
     found, _ = world.theirs(f"adapter {name}")
-    ours = scores(loaded(world.root / "ours" / name, world.root / "adapter" / name))
+    ours = compute_logits(loaded(world.root / "ours" / name, world.root / "adapter" / name))
     np.testing.assert_allclose(found, ours, atol=1e-4, rtol=0)
     assert np.abs(found - world.theirs(f"ours {name}")[0]).max() > 0.1
     stored = load_file(world.root / "peft" / name / "adapter_model.safetensors")
@@ -152,7 +152,7 @@ def test_peft_reads_our_adapters(world, name):
         assert {"q_proj", "v_proj", "up_proj"} <= set(content["target_modules"])
 
 
-def test_an_adapter_that_adds_something_else_is_not_written(world, monkeypatch, tmp_path):
+def test_an_adapter_that_converts_to_other_values_is_not_written(world, monkeypatch, tmp_path):
     name = next(iter(ADAPTERS))
     own = peft._make_config
     monkeypatch.setattr(peft, "_make_config", lambda *about: own(*about) | {"r": 2 * own(*about)["r"]})

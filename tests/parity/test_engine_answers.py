@@ -1,4 +1,4 @@
-"""The engine's answers are those of models/generate, whatever else is in the batch."""
+"""The answers of the engine equal those of models/generate, whatever else is in the batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 import pytest
 from paddlenlp.transformers import AutoConfig
-from test_generation import ROWS, TOKENIZER, stirred
+from test_generation import ROWS, TOKENIZER, make_sensitive_model
 
 from families import FAMILIES, family_config
 from helpers import make_adapter
@@ -41,7 +41,7 @@ def served(decoder, tokenizer, ends=(0,), adapters=()):
 
 
 def ask(engine, prompts, sampling, adapters=None):
-    """Answers to all, asked at once."""
+    """Send all requests at once and return the answers."""
     answers = [Answer() for _ in prompts]
     asked = [
         engine.submit(Prompt(token_ids=list(prompt), adapter=adapters[i] if adapters else None),
@@ -61,13 +61,13 @@ WAYS = [(family, "generic") for family in FAMILIES] + [(f, "fused") for f in ("l
 
 
 @pytest.mark.parametrize(("family", "way"), WAYS)
-def test_answers_are_those_of_generate(family, way, tokenizer):
-    model = stirred(family)
+def test_answers_equal_generate(family, way, tokenizer):
+    model = make_sensitive_model(family)
     wanted = [generate_ids(model, TOKENIZER, [row], 12)[0] for row in PROMPTS]
     decoder = GenericDecoder(model, {}) if way == "generic" else FusedDecoder(model, {}, 256)
     engine = Engine(served(decoder, tokenizer), EngineConfig(max_batch=3))
     try:
-        # four requests of different lengths for three places: the last one joins when another is done
+        # four requests of different lengths for three slots: the last one joins when another is done
         sampling = [SamplingParams(max_tokens=count) for count in (12, 3, 12, 7)]
         answers = ask(engine, PROMPTS, sampling)
         for answer, tokens, how in zip(answers, wanted, sampling, strict=True):
@@ -79,13 +79,13 @@ def test_answers_are_those_of_generate(family, way, tokenizer):
 
 
 @pytest.mark.parametrize(("family", "way"), WAYS)
-def test_adapters_of_every_family(family, way, tokenizer):
-    """Rows of an adapter, beside rows of another and of the base, are answered as by a model that it is added to."""
+def test_adapters_are_served_in_every_family(family, way, tokenizer):
+    """Rows of one adapter, batched with rows of another and of the base, are answered as by a merged model."""
     random = np.random.default_rng(3)
     targets = REGISTRY[family].lora_targets
-    adapters, wanted = {}, {None: stirred(family)}
+    adapters, wanted = {}, {None: make_sensitive_model(family)}
     for name in ("red", "blue"):
-        wanted[name], adapters[name] = stirred(family), {}
+        wanted[name], adapters[name] = make_sensitive_model(family), {}
         for path, layer in wanted[name].named_sublayers():
             weight = getattr(layer, "weight", None)
             if path.split(".")[-1] in targets and weight is not None and weight.ndim == 2:
@@ -93,7 +93,7 @@ def test_adapters_of_every_family(family, way, tokenizer):
                 a, b = (random.normal(0, 0.5, shape).astype("float32") for shape in ((rows, 3), (3, columns)))
                 adapters[name][path] = a, b
                 weight.set_value(weight + paddle.to_tensor(a @ b))
-    model = stirred(family)
+    model = make_sensitive_model(family)
     decoder = GenericDecoder(model, adapters) if way == "generic" else FusedDecoder(model, adapters, 256)
     engine = Engine(served(decoder, tokenizer, adapters=adapters), EngineConfig())
     names = [None, "red", "blue", "red"]
@@ -109,9 +109,9 @@ def test_adapters_of_every_family(family, way, tokenizer):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma"])
-def test_the_fused_decoder_gives_the_same_bits_in_any_company(family):
-    """Alone or in a batch, at once or in parts, token by token."""
-    decoder = FusedDecoder(stirred(family), {}, 256)
+def test_the_fused_decoder_is_bit_identical_in_any_batch(family):
+    """Alone or in a batch, with the prompt at once, in parts, or token by token."""
+    decoder = FusedDecoder(make_sensitive_model(family), {}, 256)
     random = np.random.default_rng(0)
     rows = [random.integers(0, 512, length).tolist() for length in (37, 5, 100, 18, 1, 64, 33, 16, 17)]
 
@@ -131,24 +131,29 @@ def test_the_fused_decoder_gives_the_same_bits_in_any_company(family):
     assert np.array_equal(scores([[[token] for token in row] for row in rows]), alone)
 
 
-def test_a_fused_decoder_that_differs_is_refused(monkeypatch):
+def test_an_inaccurate_fused_decoder_is_refused(monkeypatch):
     monkeypatch.setattr(
         "oarlock.serve.engine.fused_decoder._read_norm", lambda layer, offset: layer.weight.numpy() * 1.01
     )
     with pytest.raises(EnvironmentProblem, match="fused decoder is wrong on this machine"):
-        load_fused_decoder(stirred("llama"), {}, 64)
+        load_fused_decoder(make_sensitive_model("llama"), {}, 64)
 
 
-def test_which_models_the_fused_decoder_is_for(monkeypatch):
+def test_which_models_use_the_fused_decoder(monkeypatch):
     def reason(family, **changes):
-        class Model:
-            config = family_config(family, **changes)
+        made = REGISTRY[family].decoder
+        config = family_config(family, **changes)
+        return explain_not_fused(SimpleNamespace(config=config, **({"architecture": made(config)} if made else {})))
 
-        return explain_not_fused(Model)
-
-    assert all(reason(family) == "" for family in ("llama", "qwen2", "mistral", "gemma"))
-    assert "bloom" in reason("bloom") and "ALiBi" in reason("llama", alibi=True)
-    assert "length" in reason("llama", rope_scaling_type="dynamic_ntk")
+    assert all(reason(family) == "" for family in ("llama", "qwen2", "gemma")) and "bloom" in reason("bloom")
+    assert reason("mistral") == "" and "windows" in reason("mistral", sliding_window=8)
+    assert "length" in reason("llama", rope_scaling_type="dynamic_ntk", rope_scaling_factor=2.0)
+    assert reason("qwen2", rope_scaling={"rope_type": "yarn", "factor": 2.0}) == ""
+    others = {
+        "qwen3": "norms", "gemma2": "sliding windows", "phi3": "rotated as a whole", "olmo2": "norms", "granite": "factor",
+        "smollm3": "rotated as a whole", "mixtral": "experts", "deepseek_v3": "latent attention",
+    }  # fmt: skip
+    assert all(words in reason(family) for family, words in others.items())
     assert "merged" in reason("qwen2", fuse_attention_qkv=True)
     assert "activation is relu" in reason("llama", hidden_act="relu")
     monkeypatch.setattr("oarlock.ops.library.built_for", lambda: None)
@@ -204,7 +209,7 @@ def test_a_seed_gives_the_same_answer_in_any_batch(engine):
     assert unseeded[0].token_ids != unseeded[1].token_ids
 
 
-def test_messages_are_asked_as_oarlock_ask_does(engine, tiny_model):
+def test_messages_are_rendered_as_by_oarlock_ask(engine, tiny_model):
     question = "Repeat the words. / river"
     ((_, wanted),) = ask_model(str(tiny_model), [question], 12)
     text = "".join(
@@ -216,7 +221,7 @@ def test_messages_are_asked_as_oarlock_ask_does(engine, tiny_model):
     assert text.strip() == wanted and wanted
 
 
-def test_what_is_refused(engine):
+def test_refusals(engine):
     def refusal(prompt, **how):
         with pytest.raises(RequestRefused) as caught:
             next(engine.stream(prompt, SamplingParams(**how)))
@@ -236,7 +241,7 @@ def test_what_is_refused(engine):
     assert "not valid text" in refusal(Prompt(text="half \ud83d"))
 
 
-def test_adapters_that_can_not_be_served(tiny_model, tmp_path):
+def test_unservable_adapters_are_refused(tiny_model, tmp_path):
     prefix = make_adapter(tiny_model, tmp_path / "prefix", Prefix(4))
     with pytest.raises(ModelError, match="only LoRA adapters"):
         Engine.load(tiny_model, {"p": prefix})

@@ -1,4 +1,4 @@
-"""Exported directories: what is in them, that they are proven, and every reason not to export."""
+"""Exported directories: their content, their verification, and every reason not to export."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ IDS = np.random.default_rng(3).integers(0, 512, (2, 9))
 
 @pytest.fixture(scope="module")
 def lora(tiny_model, tmp_path_factory) -> Path:
-    """Random matrices beside the tiny Llama."""
+    """A LoRA adapter with random matrices for the tiny Llama."""
     folder, method = tmp_path_factory.mktemp("adapters") / "tone", LoRA(r=4, alpha=6.0)
     random, config, tensors = np.random.default_rng(0), read_config(tiny_model), []
     for parameter in trainable_parameters(make_empty_model(find_model_class(config), config, method)):
@@ -49,7 +49,7 @@ def lora(tiny_model, tmp_path_factory) -> Path:
     return folder
 
 
-def scores(folder: Path, **about) -> np.ndarray:
+def compute_logits(folder: Path, **about) -> np.ndarray:
     model = build_model(ModelSource(folder, read_config(folder), from_weights=True), **about)
     return logits_of(model, IDS)
 
@@ -58,11 +58,11 @@ def scores(folder: Path, **about) -> np.ndarray:
 
 
 @pytest.mark.parametrize("target", ["hf", "fastdeploy"])
-def test_a_merged_model_is_exported_and_passes_the_check(tiny_model, lora, tmp_path, target):
+def test_an_exported_merged_model_passes_the_check(tiny_model, lora, tmp_path, target):
     output = tmp_path / "out"
     export(ExportRequest(target, "", output, (lora,)))  # the base is where the adapter says
-    expected = scores(tiny_model, method=LoRA(r=4, alpha=6.0), adapter=lora)
-    assert np.abs(scores(output) - expected).max() < 1e-5 * np.abs(expected).max()
+    expected = compute_logits(tiny_model, method=LoRA(r=4, alpha=6.0), adapter=lora)
+    assert np.abs(compute_logits(output) - expected).max() < 1e-5 * np.abs(expected).max()
     manifest = read_manifest(output)
     assert manifest["target"] == target and manifest["source"]["folder"] == str(tiny_model)
     assert manifest["source"]["adapters"][0]["folder"] == str(lora)
@@ -73,7 +73,7 @@ def test_a_merged_model_is_exported_and_passes_the_check(tiny_model, lora, tmp_p
 
 
 @pytest.mark.parametrize("family", HF_CONFIGS)
-def test_the_checker_knows_the_weights_of_every_family(family, tiny_tokenizer, tmp_path):
+def test_the_checker_accepts_the_weights_of_every_family(family, tiny_tokenizer, tmp_path):
     folder = tmp_path / "model"
     tied = {"tie_word_embeddings": True} if family in ("qwen2", "opt") else {}
     family_model(family, **tied).save_pretrained(str(folder), safe_serialization=True)
@@ -92,8 +92,8 @@ def test_the_checker_knows_the_weights_of_every_family(family, tiny_tokenizer, t
         assert finding.kind == "names" and finding.place == name
 
 
-def started(script: Path, program: str, folder: Path, **variables: str) -> list[str]:
-    """The words that a start script runs its server with."""
+def read_start_command(script: Path, program: str, folder: Path, **variables: str) -> list[str]:
+    """The command line with which a start script runs its server."""
     fake = folder / program
     fake.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
     fake.chmod(0o755)
@@ -107,11 +107,11 @@ def after(words: list[str], flag: str) -> str:
     return words[words.index(flag) + 1]
 
 
-def test_vllm_starts_with_an_adapter_beside_the_model(tiny_model, lora, tmp_path):
+def test_vllm_starts_with_an_adapter(tiny_model, lora, tmp_path):
     output = tmp_path / "a model"
     export(ExportRequest("vllm", str(tiny_model), output, (lora,), name="chat", dtype="bfloat16", keep_adapters=True))
     assert os.access(output / "start.sh", os.X_OK)
-    words = started(output / "start.sh", "vllm", tmp_path)
+    words = read_start_command(output / "start.sh", "vllm", tmp_path)
     assert words[:2] == ["serve", str(output)] and words[-2:] == ["--more", "flags"]
     assert (after(words, "--served-model-name"), after(words, "--dtype")) == ("chat", "bfloat16")
     assert (after(words, "--max-model-len"), after(words, "--host"), after(words, "--port")) == (
@@ -121,7 +121,9 @@ def test_vllm_starts_with_an_adapter_beside_the_model(tiny_model, lora, tmp_path
     )
     assert after(words, "--lora-modules") == f"tone={output}/adapters/tone" and after(words, "--max-lora-rank") == "8"
     assert (output / "adapters/tone/adapter_config.json").is_file() and "--enable-lora" in words
-    words = started(output / "start.sh", "vllm", tmp_path, PORT="9000", HOST="0.0.0.0", MAX_LENGTH="64", DTYPE="auto")
+    words = read_start_command(
+        output / "start.sh", "vllm", tmp_path, PORT="9000", HOST="0.0.0.0", MAX_LENGTH="64", DTYPE="auto"
+    )
     assert [after(words, f"--{name}") for name in ("port", "host", "max-model-len", "dtype")] == [
         "9000",
         "0.0.0.0",
@@ -135,27 +137,27 @@ def test_vllm_starts_with_an_adapter_beside_the_model(tiny_model, lora, tmp_path
     assert check_model(output, "vllm") == [] and find_changed_files(output) == []
 
 
-def test_fastdeploy_starts_as_it_says(tiny_model, tmp_path):
+def test_the_printed_fastdeploy_command_starts(tiny_model, tmp_path):
     output = tmp_path / "out"
     export(ExportRequest("fastdeploy", str(tiny_model), output))
     script = output / "start.sh"
     assert "PaddleFormers" in script.read_text()
-    words = started(script, "python", tmp_path, QUEUE_PORT="7000")
+    words = read_start_command(script, "python", tmp_path, QUEUE_PORT="7000")
     assert words[:2] == ["-m", "fastdeploy.entrypoints.openai.api_server"] and after(words, "--model") == str(output)
     ports = [after(words, f"--{name}port") for name in ("", "metrics-", "engine-worker-queue-")]
     assert ports == ["8180", "8181", "7000"] and after(words, "--load-choices") == "default_v1"
 
 
-def test_peft_takes_the_adapter_alone(tiny_model, lora, tmp_path):
+def test_a_peft_export_contains_the_adapter_only(tiny_model, lora, tmp_path):
     export(ExportRequest("peft", str(tiny_model), tmp_path / "out", (lora,)))
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files >= {"adapter_config.json", "adapter_model.safetensors", "oarlock_export.json"}
 
 
-# whole or not there
+# complete or absent
 
 
-def test_nothing_is_left_of_an_export_that_fails(tiny_model, lora, tmp_path, monkeypatch):
+def test_a_failed_export_leaves_nothing(tiny_model, lora, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
@@ -165,7 +167,7 @@ def test_nothing_is_left_of_an_export_that_fails(tiny_model, lora, tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_the_checker_finds_is_not_handed_over(tiny_model, tmp_path, monkeypatch):
+def test_an_export_that_fails_the_check_is_discarded(tiny_model, tmp_path, monkeypatch):
     broken = shutil.copytree(tiny_model, tmp_path / "model")
     about = json.loads((broken / "tokenizer.json").read_text())
     about["added_tokens"].append({**about["added_tokens"][0], "id": 600, "content": "<new>"})
@@ -189,12 +191,12 @@ def test_what_the_checker_finds_is_not_handed_over(tiny_model, tmp_path, monkeyp
         ({"target": "triton", "adapters": (Path("a/x"), Path("b/x"))}, "have the name x"),
     ],
 )
-def test_options_that_do_not_go_together(changes, message, tmp_path):
+def test_incompatible_options_are_refused(changes, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         check_options(ExportRequest(**({"target": "hf", "model": "m", "output": tmp_path / "out"} | changes)))
 
 
-def test_models_that_a_server_does_not_run(tiny_model, tmp_path, monkeypatch):
+def test_models_that_a_server_lacks_are_refused(tiny_model, tmp_path, monkeypatch):
     def source(name: str, family: str = "") -> Path:
         folder = shutil.copytree(tiny_model, tmp_path / name)
         (folder / "config.json").write_text(json.dumps({"model_type": family or name, "architectures": []}))
@@ -217,7 +219,7 @@ def test_models_that_a_server_does_not_run(tiny_model, tmp_path, monkeypatch):
         check_source(ExportRequest("hf", "m", tmp_path / "out"), tiny_model)
 
 
-def test_a_wrong_command_costs_no_import_of_paddle(tiny_model, tmp_path):
+def test_a_wrong_command_does_not_import_paddle(tiny_model, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("")
     words = ["export", "--model", str(tiny_model), "--target", "vllm", "--output", str(tmp_path / "full")]
@@ -235,12 +237,12 @@ def test_a_wrong_command_costs_no_import_of_paddle(tiny_model, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.usefixtures("fused_ops")
-def test_every_family_becomes_a_static_graph(family, tmp_path):
+def test_every_family_is_exported_as_a_static_graph(family, tmp_path):
     model = family_model(family)
     model.save_pretrained(str(tmp_path / "weights"), safe_serialization=True)
     proof = write_graph(ModelSource(tmp_path / "weights", family_config(family), from_weights=True), tmp_path)
     assert proof.difference < 1e-5 and len({tokens for _, tokens in proof.shapes}) == 4
-    # Not only the proof's own word: loaded by Paddle's other reader, beside a second model of the same weights.
+    # Checked not only by the export itself: loaded by Paddle's other reader, next to a second model of the same weights.
     ids = np.random.default_rng(8).integers(4, 512, (2, 11))
     mask = np.ones_like(ids)
     mask[0, :4] = 0
@@ -254,7 +256,7 @@ def test_every_family_becomes_a_static_graph(family, tmp_path):
     assert np.abs(found - expected)[mask.astype(bool)].max() < 1e-5 * np.abs(expected).max()
 
 
-def test_a_graph_folder_has_what_asking_needs(tiny_model, tmp_path):
+def test_a_graph_folder_has_everything_needed_for_inference(tiny_model, tmp_path):
     export(ExportRequest("paddle-inference", str(tiny_model), tmp_path / "out"))
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files >= {"model.json", "model.pdiparams", "config.json", "tokenizer.json", "chat_template.jinja"}
@@ -263,7 +265,7 @@ def test_a_graph_folder_has_what_asking_needs(tiny_model, tmp_path):
     assert manifest["disable_mkldnn"] and find_changed_files(tmp_path / "out") == []
 
 
-def test_a_graph_with_other_scores_is_not_handed_over(tiny_model, tmp_path, monkeypatch):
+def test_a_graph_with_other_logits_is_discarded(tiny_model, tmp_path, monkeypatch):
     run = static_graph._run_graph
     monkeypatch.setattr(static_graph, "_run_graph", lambda *args: run(*args) * 1.001)
     with pytest.raises(ModelError, match="differs from the model"):

@@ -1,4 +1,4 @@
-"""Every family: the registry, full training, generation, refusals at the start."""
+"""Every family: registry, full training, generation, early refusals."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ from support.family_checks import (
     WITH_PREFIX,
     all_have_gradients,
     check_generation,
-    scores,
-    shake,
+    compute_logits,
+    randomize_trained,
     with_method,
 )
 
-# ChatGLM's own form: a question, [gMASK] (1), the beginning of the answer (2), the answer.
+# ChatGLM's prompt format: a question, [gMASK] (1), the beginning of the answer (2), the answer.
 TWO_PART = [[9, 30, 41, 1, 2, 88, 33, 12], [400, 5, 1, 2, 310, 6, 44, 219]]
 
 
 # the registry
 
 
-def test_the_registry_knows_the_families_of_the_options():
+def test_the_registry_has_the_families_of_the_options():
     assert set(FAMILIES) == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_registry_tells_the_truth(name):
+def test_the_registry_is_correct(name):
     import paddlenlp.transformers
 
     family, config = FAMILIES[name], family_config(name)
     found = find_model_class(config)
     assert found.__name__ == family.architecture
     assert hasattr(paddlenlp.transformers, f"{family.architecture}Pipe") is family.pipeline
-    assert readable_from_hugging_face(found, with_method(name)) is family.hf_weights
+    assert is_readable_from_hugging_face(found, with_method(name)) is family.hf_weights
     assert all(not getattr(family, way) and not reason.endswith(".") for way, reason in family.why_not.items())
 
 
-def readable_from_hugging_face(found, model) -> bool:
-    """Whether PaddleNLP has a name there for every parameter."""
+def is_readable_from_hugging_face(found, model) -> bool:
+    """Whether PaddleNLP has a Hugging Face name for every parameter."""
     try:
         names = {mapping.target_name for _, mapping in list_hf_names(found, model.config)}
     except ModelError:
@@ -68,27 +68,27 @@ def readable_from_hugging_face(found, model) -> bool:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_token_sees_what_is_before_it_and_nothing_else(name):
+def test_attention_is_causal(name):
     model = with_method(name)
     model.train()
-    before = scores(model, TEXT).numpy()
+    before = compute_logits(model, TEXT).numpy()
     for place in (0, 4, 7):
         changed = np.array(TEXT)
         changed[:, place] += 1
-        after = scores(model, changed).numpy()
+        after = compute_logits(model, changed).numpy()
         assert np.allclose(after[:, :place], before[:, :place], atol=1e-6), "a later token was seen"
         assert (np.abs(after - before).max(axis=-1)[:, place:] > 1e-6).all(), "an earlier token was not seen"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_rows_of_a_batch_and_ids_equal_to_the_padding_change_nothing(name):
+def test_logits_do_not_depend_on_other_rows_or_on_padding_ids(name):
     model = with_method(name)
-    both = scores(model, [[9, 0, 41, 0, 7], [0, 5, 0, 0, 6]]).numpy()
-    alone = [scores(model, [row]).numpy()[0] for row in ([9, 0, 41, 0, 7], [0, 5, 0, 0, 6])]
+    both = compute_logits(model, [[9, 0, 41, 0, 7], [0, 5, 0, 0, 6]]).numpy()
+    alone = [compute_logits(model, [row]).numpy()[0] for row in ([9, 0, 41, 0, 7], [0, 5, 0, 0, 6])]
     assert np.allclose(both, alone, atol=1e-5)
-    changed = scores(model, [[9, 1, 41, 0, 7], [0, 5, 0, 0, 6]]).numpy()
-    assert np.abs(changed - both)[0, 2].max() > 1e-4  # token 0 is a token like others
-    scores(model, [[9, 0, 41]])[:, :, 5].sum().backward()
+    changed = compute_logits(model, [[9, 1, 41, 0, 7], [0, 5, 0, 0, 6]]).numpy()
+    assert np.abs(changed - both)[0, 2].max() > 1e-4  # token 0 is an ordinary token
+    compute_logits(model, [[9, 0, 41]])[:, :, 5].sum().backward()
     assert float(model.get_input_embeddings().weight.grad[0].abs().sum()) > 0
 
 
@@ -102,38 +102,38 @@ def test_generation(name):
     check_generation(with_method(name))
 
 
-def test_chatglm_sees_a_question_of_its_own_form_as_a_whole():
+def test_chatglm_attends_to_its_prompt_bidirectionally():
     model = with_method("chatglm")
-    plain = scores(model, TWO_PART).numpy()
+    plain = compute_logits(model, TWO_PART).numpy()
     changed = np.array(TWO_PART)
     changed[0, 2], changed[1, 1] = 42, 6
-    asked = scores(model, changed).numpy()
+    asked = compute_logits(model, changed).numpy()
     assert np.abs(asked - plain)[0, 0].max() > 1e-6 and np.abs(asked - plain)[1, 0].max() > 1e-6
     changed = np.array(TWO_PART)
     changed[:, 6] += 1  # in the answers
-    answered = scores(model, changed).numpy()
+    answered = compute_logits(model, changed).numpy()
     assert np.allclose(answered[:, :6], plain[:, :6], atol=1e-6)
 
 
-def test_chatglm_has_the_masks_and_positions_of_paddlenlp():
-    """As its tokenizer and get_position_ids make them for one row."""
+def test_chatglm_masks_and_positions_equal_paddlenlp():
+    """As its tokenizer and get_position_ids compute them for one row."""
     model = with_method("chatglm")
     row = paddle.to_tensor(TWO_PART[:1])
     mask = np.tril(np.ones([8, 8], np.int64))
     mask[:, :4] = 1
     positions = model.get_position_ids(row, mask_positions=[3], use_gmasks=[True])
     theirs = type(model).forward(model, row, positions, paddle.to_tensor(mask[None, None]))[0]
-    assert np.allclose(scores(model, row).numpy(), theirs.numpy(), atol=1e-6)
+    assert np.allclose(compute_logits(model, row).numpy(), theirs.numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize("method", [None, PTuning(3, "mlp"), Prefix(3)], ids=["full", "p_tuning", "prefix"])
-def test_chatglm_answers_questions_of_its_own_form(method):
+def test_chatglm_answers_prompts_in_its_own_format(method):
     model = with_method("chatglm", method)
-    shake(model, keep="" if method else "weight")
+    randomize_trained(model, keep="" if method else "weight")
     check_generation(model, [[9, 30, 41, 1, 2], [400, 5, 1, 2], [7, 1, 2, 50]])
 
 
-# refusals at the start
+# early refusals
 
 
 def find(folder, content, *words: str, start=False):
@@ -145,13 +145,13 @@ def find(folder, content, *words: str, start=False):
     return finetune(loaded) if start else find_model(loaded.config, from_weights=False)
 
 
-def test_a_family_that_does_not_run_says_so(tmp_path):
+def test_an_unsupported_family_is_refused(tmp_path):
     content = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}
     with pytest.raises(ModelError, match=r"mixtral models can't be run here: .*MixtralSparseMoeBlock fails"):
         find(tmp_path, content)
 
 
-def test_a_method_that_a_family_lacks_is_refused_before_weights_are_looked_for(tmp_path):
+def test_an_unsupported_method_is_refused_before_weights_are_read(tmp_path):
     content = TINY["glm"] | {"model_type": "glm", "architectures": [FAMILIES["glm"].architecture]}
     PTuning(3).check("glm")
     for family in WITH_PREFIX:
@@ -161,7 +161,7 @@ def test_a_method_that_a_family_lacks_is_refused_before_weights_are_looked_for(t
         find(tmp_path, content, "--prefix_tuning", start=True)
 
 
-def test_positions_that_a_prefix_takes_are_counted(tmp_path):
+def test_prefix_positions_count_towards_the_context(tmp_path):
     content = TINY["opt"] | {"model_type": "opt", "architectures": [FAMILIES["opt"].architecture]}
     (tmp_path / "model.safetensors").write_bytes(b"nothing that could be read")
     words = ("--prefix_tuning", "--num_prefix_tokens", "100", "--src_length", "100", "--tgt_length", "100")
@@ -172,7 +172,7 @@ def test_positions_that_a_prefix_takes_are_counted(tmp_path):
         check_lengths(source, 257, "--max_seq_length")
 
 
-def test_weights_in_a_format_that_a_family_is_not_read_from_say_why(tmp_path):
+def test_an_unsupported_weight_layout_is_refused_with_the_reason(tmp_path):
     save_file(
         {"transformer.layers.1.x": np.zeros([1000], np.float32)}, tmp_path / "model.safetensors", {"format": "pt"}
     )

@@ -1,4 +1,4 @@
-"""What is frozen changes no gradient of what is trained: adapters, in every family. (Operators: test_frozen_operators.)"""
+"""Freezing parameters does not change the gradients of the trained ones, with adapters, in every family."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ METHODS: dict[str, Any] = {
 CASES = [(name, method) for name in FAMILIES for method in METHODS if method != "prefix" or REGISTRY[name].kv_axes]
 
 
-def gradients(model) -> dict[str, np.ndarray]:
-    """Of what is trained, for uneven gradients of the scores."""
+def compute_gradients(model) -> dict[str, np.ndarray]:
+    """Gradients of the trained parameters for non-uniform gradients of the logits."""
     model.train()
     outputs = model(input_ids=paddle.to_tensor(TEXT))
     scores = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
@@ -40,7 +40,7 @@ def gradients(model) -> dict[str, np.ndarray]:
     return found
 
 
-def shaken(name: str, method: str, **changes: Any):
+def make_model_with_adapter(name: str, method: str, **changes: Any):
     """A model with an adapter of random values."""
     model = family_model(name, 3, METHODS[method], use_cache=False, **changes)
     paddle.seed(5)
@@ -52,11 +52,11 @@ def shaken(name: str, method: str, **changes: Any):
 
 def check_adapter(model) -> None:
     trained = {name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
-    frozen_base = gradients(model)
+    frozen_base = compute_gradients(model)
     assert set(frozen_base) == trained
     for parameter in model.parameters():
         parameter.stop_gradient = False
-    nothing_frozen = gradients(model)
+    nothing_frozen = compute_gradients(model)
     assert len(nothing_frozen) > len(trained)
     for name in trained:
         expected = nothing_frozen[name]
@@ -67,23 +67,23 @@ def check_adapter(model) -> None:
 
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 @pytest.mark.parametrize(("name", "method"), CASES)
-def test_adapters_have_the_gradients_of_a_base_that_is_not_frozen(name, method, fused):
+def test_freezing_the_base_does_not_change_adapter_gradients(name, method, fused):
     install.use(fused)
-    check_adapter(shaken(name, method))
+    check_adapter(make_model_with_adapter(name, method))
 
 
 @pytest.mark.parametrize("name", ["opt", "bloom", "chatglm", "glm", "gptj"])
 def test_adapters_with_recomputation(name):
-    model = shaken(name, "lora", recompute=True)
+    model = make_model_with_adapter(name, "lora", recompute=True)
     model.recompute_enable()
-    again = shaken(name, "lora")
-    for (key, found), expected in zip(gradients(model).items(), gradients(again).values(), strict=True):
+    again = make_model_with_adapter(name, "lora")
+    for (key, found), expected in zip(compute_gradients(model).items(), compute_gradients(again).values(), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max(), err_msg=key)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_tiny_models_hide_nothing(name):
-    """Norms that are not 1 and biases that are not 0, or a test on them could not see a fault."""
+def test_tiny_models_have_norms_and_biases_that_matter(name):
+    """With norms of 1 and biases of 0, the tests could not detect a fault."""
     vectors = {key: p.numpy() for key, p in family_model(name).named_parameters() if len(p.shape) == 1}
     assert vectors
     for key, values in vectors.items():

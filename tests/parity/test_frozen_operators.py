@@ -1,4 +1,4 @@
-"""Operator by operator: what is frozen of the inputs changes no gradient of the others."""
+"""Operator by operator: freezing some inputs does not change the gradients of the others."""
 
 from __future__ import annotations
 
@@ -78,13 +78,13 @@ def each_beside(x, *rest):
     return [beside(x, rest[i], rest[3 + i], rest[6 + i]) for i in range(3)]
 
 
-def turned(q, k):
+def transposed(q, k):
     cos, sin = (paddle.to_tensor(random(6, 8, seed=seed)).astype(q.dtype).unsqueeze(1) for seed in (3, 4))
     halves = [paddle.concat([-t[..., 4:], t[..., :4]], axis=-1) for t in (q, k)]
     return [t * cos + half * sin for t, half in zip((q, k), halves, strict=True)]
 
 
-def fused_turned(q, k):
+def fused_transposed(q, k):
     cos, sin = (paddle.to_tensor(random(6, 8, seed=seed).astype("float32")) for seed in (3, 4))
     return list(rotary.fused_rotary(q, k, cos, sin, None))
 
@@ -131,7 +131,7 @@ OURS = {
     ),
     "fused_ln": Operator(lambda x, s, b: norm_ops.fused_ln(x, s, b, EPSILON)[0], (X, SCALE, BIAS), layer_norm),
     "fused_swiglu": Operator(swiglu.fused_swiglu, (X, random(2, 5, 16, seed=1)), lambda x, y: F.silu(x) * y),
-    "fused_rotary": Operator(fused_turned, HEADS[:2], turned),
+    "fused_rotary": Operator(fused_transposed, HEADS[:2], transposed),
     "fused_attention": Operator(attention.fused_attention, HEADS, attend),
     "fused_lora_linear": Operator(
         lambda x, w, a, b: lora_linear.fused_lora_linear(x, w, a, b, 2.0), (X, SQUARE[0], LOW[0], LOW[3]), beside, (1,)
@@ -162,7 +162,7 @@ OURS = {
 
 
 def combinations(operator: Operator) -> list[tuple[bool, ...]]:
-    """Which inputs are frozen, of all ways but the one in which all are; some of them where there are many."""
+    """The ways to freeze some inputs but not all; a sample of them if there are many."""
     free = [i for i in range(len(operator.inputs)) if i not in operator.always]
     found = []
     for trained in itertools.product((False, True), repeat=len(free)):
@@ -176,8 +176,8 @@ def as_list(outputs) -> list:
     return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
 
 
-def true_slopes(operator: Operator, weights: list[np.ndarray]) -> list[float]:
-    """How fast sum(weights * outputs) grows along a random direction of each input, by differences in float64."""
+def compute_slopes(operator: Operator, weights: list[np.ndarray]) -> list[float]:
+    """Slopes of sum(weights * outputs) along a random direction of each input, by finite differences in float64."""
     run, size, found = operator.reference or operator.run, 1e-6, []
     for i in range(len(operator.inputs)):
         sums = []
@@ -201,7 +201,7 @@ def check_operator(operator: Operator) -> None:
             for each in as_list((operator.reference or operator.run)(*map(paddle.to_tensor, operator.inputs)))
         ]
     weights = [random(*shape, seed=9) for shape in shapes]
-    slopes = true_slopes(operator, weights)
+    slopes = compute_slopes(operator, weights)
     for frozen in combinations(operator):
         tensors = [
             paddle.to_tensor(values.astype("float32"), stop_gradient=stop)
@@ -222,17 +222,17 @@ def check_operator(operator: Operator) -> None:
 
 
 @pytest.mark.parametrize("name", PADDLES)
-def test_an_operator_of_paddles(name):
+def test_paddle_operators(name):
     check_operator(PADDLES[name])
 
 
 @built
 @pytest.mark.parametrize("name", OURS)
-def test_an_operator_of_ours(name):
+def test_oarlock_operators(name):
     check_operator(OURS[name])
 
 
-def test_the_product_with_a_quantised_weight():
+def test_matmul_with_a_quantized_weight():
     weight = QuantizedWeight(paddle.to_tensor(SQUARE[0].astype("float32")), 0, Quantization(block_size=16))
     wide = weight.value().numpy().astype("float64")
     check_operator(
@@ -241,7 +241,7 @@ def test_the_product_with_a_quantised_weight():
 
 
 @pytest.mark.parametrize("correction", corrections.CORRECTIONS, ids=lambda patch: patch.name)
-def test_a_correction_is_needed(correction):
+def test_each_correction_is_needed(correction):
     corrections.uninstall()
     try:
         check_operator(PADDLES[correction.name])
@@ -251,8 +251,8 @@ def test_a_correction_is_needed(correction):
         pytest.fail(f"Paddle no longer needs this correction: remove it ({correction.name} in ops/corrections.py)")
 
 
-def test_every_name_of_layer_norm_is_corrected():
-    """The layer, its subclasses and the function, with recomputation too."""
+def test_every_alias_of_layer_norm_is_corrected():
+    """The layer, its subclasses and the function, also with recomputation."""
     layer = nn.LayerNorm(16)
     layer.weight.set_value(SCALE.astype("float32"))
     expected = None
@@ -266,8 +266,8 @@ def test_every_name_of_layer_norm_is_corrected():
         np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_without_gradients_nothing_is_changed():
-    """The norm's weight has no gradient where it is frozen, and the forward has the same bits."""
+def test_nothing_changes_without_gradients():
+    """A frozen norm weight has no gradient, and the forward pass is bit-identical."""
     weight, bias = (paddle.to_tensor(values.astype("float32")) for values in (SCALE, BIAS))
     found = []
     for stop in (True, False):

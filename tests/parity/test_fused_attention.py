@@ -1,4 +1,4 @@
-"""PaddleNLP's models give the same with the fused attention and without: logits, gradients and answers."""
+"""PaddleNLP's models have the same logits, gradients and answers with and without the fused attention."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ATTENTION = [patch for patch in install.PATCHES if patch.replacement.startswith(
 
 @pytest.fixture
 def fused(monkeypatch):
-    """Puts the attention, and nothing else, in place; gives the calls of the operator."""
+    """Install only the fused attention, and record the calls of the operator."""
     calls = []
     operator = attention.fused_attention
 
@@ -79,7 +79,7 @@ def test_logits_and_gradients(kind, fused):
     for name, arrays in batches().items():
         calls.clear()
         logits, loss, gradients = run(model, arrays)
-        assert len(calls) == 2, name  # a layer each
+        assert len(calls) == 2, name  # one per layer
         query, key, _, ends, bias = calls[0]
         assert key.shape[2] == model.config.num_key_value_heads and query.shape[2] == 4
         dense = name == "a mask of its own" or (kind == "gemma" and name == "packed")
@@ -109,7 +109,7 @@ def test_recompute(granularity, fused):
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_answers(kind, fused):
-    """Prompts of several lengths, padded on the left; keys and values of earlier tokens are remembered."""
+    """Prompts of several lengths, padded on the left, with a KV cache."""
     rows = [[5, 9, 30], [7], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50], [3, 90, 12, 14]]
     expected = generate_ids(made(kind), TOKENIZER, rows, 12)
     calls = fused()
@@ -117,7 +117,7 @@ def test_answers(kind, fused):
     assert {query.shape[1] for query, *_ in calls} >= {11, 1}
 
 
-def test_what_it_does_not_do_goes_through_paddle(fused, capsys):
+def test_unsupported_inputs_use_paddle(fused, capsys):
     arrays = {name: paddle.to_tensor(array) for name, array in batches()["padded on the right"].items()}
     asked = {name: arrays[name] for name in ("input_ids", "attention_mask")} | {"output_attentions": True}
     expected = made("llama-grouped")(**asked)
@@ -129,7 +129,7 @@ def test_what_it_does_not_do_goes_through_paddle(fused, capsys):
         assert float((one - other).abs().max()) <= 1e-6
 
 
-def test_uninstall_puts_everything_back(fused):
+def test_uninstall_restores_everything(fused):
     owners = [(patch.owners()[0], patch.name) for patch in ATTENTION]
     before = [getattr(owner, name) for owner, name in owners]
     fused()

@@ -1,4 +1,4 @@
-"""Scores of the fused decoder beside those of PaddleNLP's forward, and what its operator refuses."""
+"""Logits of the fused decoder compared with PaddleNLP's forward, and inputs that its operator refuses."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ VARIANTS = {
 }
 
 
-def difference(variant: str) -> float:
-    """Largest of all scores of three texts, read in parts, relative to the largest score."""
+def compute_difference(variant: str) -> float:
+    """Largest difference over all logits of three texts, read in parts, relative to the largest logit."""
     family, changes = VARIANTS[variant]
     model = family_model(family, **changes)
     model.eval()
@@ -67,15 +67,15 @@ def difference(variant: str) -> float:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_scores_are_those_of_the_model(variant):
-    assert difference(variant) < 5e-5
+def test_logits_equal_the_model(variant):
+    assert compute_difference(variant) < 5e-5
 
 
 @pytest.mark.parametrize("isa", ["plain", "avx2"])
-def test_with_fewer_instructions(isa):
+def test_lower_instruction_sets(isa):
     code = (
         "from oarlock.environment.paddle_import import import_paddle; import_paddle(1); import test_fused_decoder as t; "
-        "print(max(t.difference(v) for v in ('llama', 'gemma, approximate')))"
+        "print(max(t.compute_difference(v) for v in ('llama', 'gemma, approximate')))"
     )
     here = Path(__file__).resolve().parent
     paths = os.pathsep.join([str(here), str(here.parent), str(here.parents[1] / "llm")])
@@ -106,8 +106,8 @@ def call(tokens=(1, 2), runs=((0, 2, 0, 16, -1, 1),), cache=None, adapters=None,
     return decoder_pass(sizes, weights, paddle.to_tensor(np.array(tokens)), paddle.to_tensor(np.array(runs)), caches)
 
 
-def test_a_step_leaves_nothing_behind():
-    """No object for each step (as paddle.to_tensor leaves one): a server makes millions of them."""
+def test_a_step_leaks_no_objects():
+    """A server makes millions of steps, and paddle.to_tensor leaks an object per call."""
     decoder = FusedDecoder(family_model("llama"), {}, 256)
     sequence = decoder.start(200, None)
 
@@ -121,7 +121,7 @@ def test_a_step_leaves_nothing_behind():
     assert steps(100) < before + 50
 
 
-def test_what_the_operator_refuses():
+def test_unsupported_inputs_are_refused():
     assert call().shape == [1, 10]
     assert call(runs=((0, 2, 0, 16, 0, 0), (0, 1, 3, 16, -1, 1))).shape == [1, 10]
     for wrong, message in [

@@ -1,4 +1,4 @@
-"""--use_fused_rms_norm: PaddleNLP's models with the fused op and without train alike; without the op they say so."""
+"""--use_fused_rms_norm: PaddleNLP's models train alike with and without the fused op; its absence is reported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from helpers import LLM, TINY_LLAMA, flags, ordinary, rows, run_program
+from helpers import LLM, TINY_LLAMA, make_flags, make_norms_and_biases_nontrivial, read_rows, run_program
 from oarlock.environment.paddle_import import import_paddle
 from op_checks import built
 
@@ -33,7 +33,7 @@ def loss_and_gradients(model, ids):
 @pytest.mark.parametrize(("config", "model"), [(LlamaConfig, LlamaForCausalLM), (Qwen2Config, Qwen2ForCausalLM)])
 def test_same_loss_and_gradients(config, model, recompute):
     paddle.seed(3)
-    made = ordinary(model(config(**TINY_LLAMA, use_fast_layer_norm=False, recompute=recompute)))
+    made = make_norms_and_biases_nontrivial(model(config(**TINY_LLAMA, use_fast_layer_norm=False, recompute=recompute)))
     made.train()
     ids = paddle.randint(3, 512, [2, 33])
     found = {}
@@ -49,7 +49,7 @@ def test_same_loss_and_gradients(config, model, recompute):
 
 
 @built
-def test_the_module_that_paddlenlp_imports():
+def test_paddlenlp_imports_the_fused_module():
     import fused_ln
 
     x, scale = paddle.randn([3, 8]), paddle.ones([8])
@@ -60,19 +60,19 @@ def test_the_module_that_paddlenlp_imports():
 
 @built
 def test_the_published_command_with_and_without_the_op(tmp_path, corpus, tiny_config):
-    """The same losses; a tree in which the op is not built says so once."""
+    """The losses are equal; a checkout in which the op is not built reports it once."""
     bare = tmp_path / "llm"
     shutil.copytree(LLM, bare, ignore=shutil.ignore_patterns("*.so", "*.stamp", "__pycache__", "*.egg-info"))
     losses, outputs = [], []
     for tree in (LLM, bare):
-        words = flags(
+        words = make_flags(
             model_name_or_path=tiny_config, input_dir=corpus, output_dir=tmp_path / f"out{len(losses)}", max_steps=4,
             max_seq_length=32, use_fused_rms_norm=1, logging_steps=1, do_train=True, device="cpu",
         )  # fmt: skip
         result = run_program(tree / "run_pretrain.py", *words, env={"PYTHONPATH": str(tree)})
         assert result.returncode == 0, result.stderr[-2000:]
         outputs.append(result.stdout)
-        lines = rows(tmp_path / f"out{len(losses)}" / "metrics.jsonl")
+        lines = read_rows(tmp_path / f"out{len(losses)}" / "metrics.jsonl")
         losses.append([row["loss"] for row in lines if "loss" in row])
     assert len(losses[0]) == 4
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)

@@ -1,4 +1,4 @@
-"""Training with the fused ops has the losses of training without, whatever else is on."""
+"""Training with the fused ops has the losses of training without them, with any other options."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import paddle
 import paddlenlp.transformers
 import pytest
 
-from helpers import ordinary
+from helpers import make_norms_and_biases_nontrivial
 from oarlock.ops import install, library
 from oarlock.ops.linear_cross_entropy import DeferredLogits
 from oarlock.peft.lora import LoRA
@@ -23,7 +23,7 @@ SIZES = {
     "use_fast_layer_norm": False, "seq_length": 48,
 }  # fmt: skip
 SOME = ("q_proj", "v_proj", "o_proj", "gate_proj", "down_proj")
-ALL = (*SOME, "k_proj", "up_proj")  # made together
+ALL = (*SOME, "k_proj", "up_proj")  # fused
 FAMILIES = {
     "Llama": {"num_key_value_heads": 2},
     "Qwen2": {"num_key_value_heads": 2, "tie_word_embeddings": True},  # with biases
@@ -32,14 +32,14 @@ FAMILIES = {
 }
 
 
-def losses(family, lora=(), recompute=False, fuse=False):
-    """Of four steps, each on another padded batch; and what the head of the model gave last."""
+def train_four_steps(family, lora=(), recompute=False, fuse=False):
+    """Losses of four steps, each on another padded batch, and the last output of the model's head."""
     more = {"fuse_attention_qkv": True, "fuse_attention_ffn": True} if fuse else {}
     config = getattr(paddlenlp.transformers, f"{family}Config")(
         **SIZES, **FAMILIES[family], **more, recompute=recompute
     )
     paddle.seed(5)
-    model = ordinary(getattr(paddlenlp.transformers, f"{family}ForCausalLM")(config))
+    model = make_norms_and_biases_nontrivial(getattr(paddlenlp.transformers, f"{family}ForCausalLM")(config))
     if lora:
         method = LoRA(r=4, alpha=8.0, targets=lora)
         method.attach(model)
@@ -78,18 +78,18 @@ def losses(family, lora=(), recompute=False, fuse=False):
     ],
     ids=str,
 )
-def test_losses_are_the_same(family, settings):
+def test_losses_do_not_change(family, settings):
     install.use(False)
-    plain, scores = losses(family, **settings)
+    plain, scores = train_four_steps(family, **settings)
     assert isinstance(scores, paddle.Tensor) and len({round(value, 4) for value in plain}) == 4
     install.use(True)
-    fused, held = losses(family, **settings)
+    fused, held = train_four_steps(family, **settings)
     np.testing.assert_allclose(fused, plain, rtol=1e-5)
     assert isinstance(held, DeferredLogits) == (family in ("Llama", "Qwen2"))
 
 
-def test_scores_are_made_where_they_are_wanted():
-    """In evaluation, without gradients, and by a model whose loss does not know HeldScores."""
+def test_logits_are_computed_where_they_are_used():
+    """In evaluation, without gradients, and in a model whose loss function needs plain logits."""
     install.use(True)
     config = paddlenlp.transformers.LlamaConfig(**SIZES)
     model, ids = paddlenlp.transformers.LlamaForCausalLM(config), paddle.arange(20).reshape([2, 10])

@@ -1,4 +1,4 @@
-"""Answers in a batch are the answers alone, for every family, and those that the training pass gives."""
+"""Batched answers equal single answers in every family, and equal greedy decoding with the training forward."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ ROWS = [[5, 9, 30], [7], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50], [3, 300, 
 OPEN, ANSWER = 1, 2  # see families.py
 
 
-def stirred(family: str):
-    """A model whose answers hang on all that it reads.
+def make_sensitive_model(family: str):
+    """A model whose answers depend on the whole prompt.
 
-    (Fresh layers are so weak beside the embeddings that tied models repeat their last token whatever stands before.)
+    (Fresh layers are so weak compared with the embeddings that tied models repeat their last token whatever precedes it.)
     """
     model = family_model(family)
     random = np.random.default_rng(5)
@@ -40,8 +40,8 @@ def stirred(family: str):
     return model
 
 
-def next_ids(model, rows: list[list[int]]) -> list[int]:
-    """The likeliest ones by a whole forward pass, without a cache."""
+def predict_next_ids(model, rows: list[list[int]]) -> list[int]:
+    """The most likely ids from a full forward pass without a cache."""
     ids, lengths = pad_right(rows, 0)
     with paddle.no_grad():
         outputs = model(input_ids=paddle.to_tensor(ids))
@@ -50,22 +50,22 @@ def next_ids(model, rows: list[list[int]]) -> list[int]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_batches_answer_as_one_at_a_time(family):
-    model = stirred(family)
+def test_batched_answers_equal_single_answers(family):
+    model = make_sensitive_model(family)
     rows = [[*row, OPEN, ANSWER, row[0]] for row in ROWS]
     together = generate_ids(model, TOKENIZER, rows, 8)
     assert together == [generate_ids(model, TOKENIZER, [row], 8)[0] for row in rows]
-    # ... which are those of the pass that training makes, token by token
-    assert together == generate_without_cache(partial(next_ids, model), rows, (0,), 8)
+    # ... which equal the forward of training, token by token
+    assert together == generate_without_cache(partial(predict_next_ids, model), rows, (0,), 8)
     assert len({tuple(row) for row in together}) == 4 and max(len(set(row)) for row in together) > 2
     without_first = generate_ids(model, TOKENIZER, [row[1:] for row in rows], 8)
     assert together != without_first, "the first tokens have no say"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_no_token_sees_those_it_is_to_predict(family):
-    """In the pass that training makes; the last token is another, all scores before it are the same."""
-    model = stirred(family)
+def test_no_token_attends_to_later_tokens(family):
+    """In the training forward: changing the last token leaves all earlier logits unchanged."""
+    model = make_sensitive_model(family)
     ids = np.array([[5, 9, OPEN, ANSWER, 30, 40], [7, OPEN, ANSWER, 8, 6, 5]])
     other = ids.copy()
     other[:, -1] = 77
@@ -77,7 +77,7 @@ def test_no_token_sees_those_it_is_to_predict(family):
     assert not np.allclose(scores[0][:, -1], scores[1][:, -1])
 
 
-def test_answers_come_in_the_order_of_the_prompts(tiny_model):
+def test_answers_are_in_the_order_of_the_prompts(tiny_model):
     model = build_model(ModelSource(tiny_model, AutoConfig.from_pretrained(str(tiny_model)), from_weights=True))
     model.eval()
     tokenizer = load_tokenizer(str(tiny_model))

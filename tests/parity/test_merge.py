@@ -24,7 +24,7 @@ from oarlock.models.proof import TOLERANCES
 from oarlock.peft.lora import LoRA
 from oarlock.peft.method import restore_method
 from oarlock.peft.quantization import Quantization
-from support.merge_models import scores, whole_model
+from support.merge_models import compute_logits, whole_model
 
 
 def tuned_model(base: Path, adapter: Path):
@@ -37,11 +37,11 @@ def close(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(one - other).max() / np.abs(other).max())
 
 
-# what is merged
+# merging
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2-tied", "llama-hf", "qwen2-hf"])
-def test_merged_weights_and_scores(bases, tmp_path, name):
+def test_merged_weights_and_logits(bases, tmp_path, name):
     base, adapter = bases[name], make_adapter(bases[name], tmp_path / "adapter")
     proof = merge(base, AdapterMix.open([adapter]), tmp_path / "merged", MergeOptions(max_shard_bytes=40_000))
     half = name.endswith("hf")
@@ -64,14 +64,14 @@ def test_merged_weights_and_scores(bases, tmp_path, name):
         a, b = (low_rank[f"{layer}.lora_{letter}"].astype(np.float64) for letter in "AB")
         expected = weight.astype(np.float64) + 6.0 / 4 * a @ b
         assert np.abs(merged - expected).max() < (2.0**-8 * np.abs(expected).max() if half else 1e-6), key
-    assert close(scores(whole_model(tmp_path / "merged")), scores(tuned_model(base, adapter))) < (
+    assert close(compute_logits(whole_model(tmp_path / "merged")), compute_logits(tuned_model(base, adapter))) < (
         0.03 if half else 1e-5
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "merged"]
 
 
 def test_several_adapters_are_added_with_their_weights(bases, tmp_path):
-    """One of them on two kinds of layers only, with another rank and rsLoRA."""
+    """One of them covers only two kinds of layers, with another rank and rsLoRA."""
     base = bases["llama"]
     first = make_adapter(base, tmp_path / "first")
     second = make_adapter(base, tmp_path / "second", LoRA(2, 4.0, targets=("q_proj", "down_proj"), rslora=True), seed=1)
@@ -91,7 +91,7 @@ def test_several_adapters_are_added_with_their_weights(bases, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.usefixtures("fused_ops")
-def test_another_type(bases, adapter, tmp_path, dtype, capsys):
+def test_another_dtype(bases, adapter, tmp_path, dtype, capsys):
     proof = merge(bases["llama"], AdapterMix.open([adapter]), tmp_path / "merged", MergeOptions(dtype))
     assert 1e-5 < proof.difference < proof.allowed == TOLERANCES[dtype]
     merged = load_file(tmp_path / "merged" / "model.safetensors")
@@ -100,7 +100,7 @@ def test_another_type(bases, adapter, tmp_path, dtype, capsys):
     assert f"allowed for {dtype}" in capsys.readouterr().out
 
 
-def test_tokenizer_and_generation_settings_come_along(bases, tmp_path):
+def test_tokenizer_and_generation_settings_are_copied(bases, tmp_path):
     base, adapter = bases["llama"], make_adapter(bases["llama"], tmp_path / "adapter")
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         if (base / name).exists():
@@ -118,25 +118,25 @@ def test_tokenizer_and_generation_settings_come_along(bases, tmp_path):
 
 def test_paddlenlp_reads_our_adapters(bases, adapter):
     theirs = LoRAModel.from_pretrained(whole_model(bases["llama"]), str(adapter))
-    ours = scores(tuned_model(bases["llama"], adapter))
-    assert close(scores(theirs), ours) < 1e-6
-    assert close(scores(whole_model(bases["llama"])), ours) > 0.1
+    ours = compute_logits(tuned_model(bases["llama"], adapter))
+    assert close(compute_logits(theirs), ours) < 1e-6
+    assert close(compute_logits(whole_model(bases["llama"])), ours) > 0.1
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2-hf"])
-def test_qlora_is_merged_with_the_base_as_it_was_in_training(bases, tmp_path, capsys, monkeypatch, name):
-    """Equal to the model with 4-bit weights, not to the one with exact weights; rounded in parts as in one piece."""
+def test_qlora_is_merged_with_the_dequantized_base(bases, tmp_path, capsys, monkeypatch, name):
+    """Equal to the model with 4-bit weights, not to the one with exact weights; identical in parts and in one piece."""
     monkeypatch.setattr(dequantized_base, "_CHUNK_BYTES", 1000)
     how = Quantization("nf4", 16, double=True)
     adapter = make_adapter(bases[name], tmp_path / "adapter", LoRA(4, 6.0), method_saved=LoRA(4, 6.0, quantization=how))
     proof = merge(bases[name], AdapterMix.open([adapter]), tmp_path / "merged", MergeOptions("float32"))
     assert proof.difference < 1e-5
-    merged = scores(whole_model(tmp_path / "merged"))
-    assert close(merged, scores(tuned_model(bases[name], adapter))) < 1e-5
+    merged = compute_logits(whole_model(tmp_path / "merged"))
+    assert close(merged, compute_logits(tuned_model(bases[name], adapter))) < 1e-5
     content = json.loads((adapter / "adapter.json").read_text())
     content["settings"]["quantization"] = None
     (adapter / "adapter.json").write_text(json.dumps(content))
-    assert close(merged, scores(tuned_model(bases[name], adapter))) > 0.01
+    assert close(merged, compute_logits(tuned_model(bases[name], adapter))) > 0.01
     assert "the weights of training, quantized to nf4 in blocks of 16" in capsys.readouterr().out
     quantised = make_adapter(bases["llama"], tmp_path / "4-bit", LoRA(4, 6.0), LoRA(4, 6.0, quantization=how))
     with pytest.raises(ModelError, match="differently quantized"):
@@ -144,7 +144,7 @@ def test_qlora_is_merged_with_the_base_as_it_was_in_training(bases, tmp_path, ca
 
 
 def test_the_command(bases, adapter, tmp_path):
-    """The base from where it was in training; the answer of the merged model is a model's."""
+    """The base is found from the training run; the merged model can answer."""
     words = ("--adapter", str(adapter), "--weight", "0.5", "--output", str(tmp_path / "merged"), "--dtype", "float16")
     done = run_program("oarlock", "merge", *words)
     assert done.returncode == 0, done.stderr

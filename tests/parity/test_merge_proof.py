@@ -1,4 +1,4 @@
-"""The check of a merge."""
+"""The verification of a merge."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from oarlock.merge.merge import merge
 from oarlock.model_config.load import find_model_class
 from oarlock.models import layer_offload
 from oarlock.models.layer_offload import make_empty_model
-from support.merge_models import IDS, scores, whole_model
+from support.merge_models import IDS, compute_logits, whole_model
 
-# the proof
+# verification
 
 
-def test_streamed_scores_are_those_of_the_whole_model_with_one_layer_in_memory(bases):
+def test_layer_by_layer_logits_equal_the_full_model(bases):
     config = AutoConfig.from_pretrained(str(bases["llama"]))
     arrays = load_file(bases["llama"] / "model.safetensors")
     model = make_empty_model(find_model_class(config), config)
@@ -32,13 +32,13 @@ def test_streamed_scores_are_those_of_the_whole_model_with_one_layer_in_memory(b
         return arrays[name]
 
     found = layer_offload.stream_logits(model, read, set(arrays), IDS)
-    assert np.array_equal(found, scores(whole_model(bases["llama"])))
-    assert most == 1  # the one that is being read
+    assert np.array_equal(found, compute_logits(whole_model(bases["llama"])))
+    assert most == 1  # the layer being read
     assert not any(parameter._is_initialized() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("wrong", ["scaling", "one layer"])
-def test_a_wrong_merge_does_not_pass(bases, adapter, tmp_path, monkeypatch, wrong):
+def test_a_wrong_merge_is_detected(bases, adapter, tmp_path, monkeypatch, wrong):
     right = deltas.LoraDelta.read_matrices
 
     def matrices(self):
@@ -52,7 +52,7 @@ def test_a_wrong_merge_does_not_pass(bases, adapter, tmp_path, monkeypatch, wron
     assert not list(tmp_path.glob("new/*")) and not list(tmp_path.glob("new/.*"))
 
 
-def test_what_the_proof_accepts():
+def test_differences_that_the_check_accepts():
     tuned = np.linspace(-2, 2, 100, dtype=np.float32).reshape(1, 2, 50)
     plain, random = tuned + np.float32(0.1), np.random.default_rng(0)
     noise = random.uniform(-1, 1, tuned.shape).astype(np.float32)
@@ -75,7 +75,7 @@ def test_what_the_proof_accepts():
             judge(broken[0], plain, broken[1], "float32")
 
 
-def test_an_adapter_of_zeros_is_said_to_be_one(bases, tmp_path, capsys):
+def test_an_adapter_of_zeros_is_reported(bases, tmp_path, capsys):
     adapter = make_adapter(bases["llama"], tmp_path / "adapter", std=0.0)
     merge(bases["llama"], AdapterMix.open([adapter]), tmp_path / "merged")
     assert "the adapters change nothing" in capsys.readouterr().out

@@ -46,10 +46,10 @@ def test_an_adapter_of_another_model_is_refused(bases, tmp_path, change, message
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_a_checkpoint_is_no_adapter_folder_and_the_message_says_how_to_make_one(adapter, tmp_path):
+def test_a_checkpoint_is_refused_with_the_command_that_makes_an_adapter(adapter, tmp_path):
     with pytest.raises(ModelError, match=r"not an adapter folder: adapter\.json is missing$"):
         open_adapter(tmp_path)
-    (tmp_path / INDEX).write_text("{}")  # as in a checkpoint of all weights, which holds no adapter
+    (tmp_path / INDEX).write_text("{}")  # as in a checkpoint of full training, which holds no adapter
     with pytest.raises(ModelError, match=r"not an adapter folder: adapter\.json is missing$"):
         open_adapter(tmp_path)
     shutil.copyfile(adapter / ADAPTER_FILE, tmp_path / ADAPTER_FILE)
@@ -58,7 +58,7 @@ def test_a_checkpoint_is_no_adapter_folder_and_the_message_says_how_to_make_one(
 
 
 def test_another_base_is_refused(bases, adapter, tmp_path):
-    """Other values, and (where there is no fingerprint) other shapes."""
+    """Other values, and other shapes if there is no fingerprint."""
     other = make_tiny_model(tmp_path / "other", initializer_range=0.2)
     mix = AdapterMix.open([adapter])
     with pytest.raises(ModelError, match="is not the base of this adapter"):
@@ -73,7 +73,7 @@ def test_another_base_is_refused(bases, adapter, tmp_path):
     assert not (tmp_path / "merged").exists() and not list(tmp_path.glob(".*"))
 
 
-def test_what_can_not_be_merged(bases, adapter, tmp_path):
+def test_unmergeable_inputs_are_refused(bases, adapter, tmp_path):
     prefix = make_adapter(bases["llama"], tmp_path / "prefix", Prefix(3))
     with pytest.raises(ModelError, match="was trained with prefix: only LoRA adapters"):
         AdapterMix.open([prefix])

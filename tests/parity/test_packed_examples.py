@@ -1,4 +1,4 @@
-"""Packed examples have the logits, the loss and the gradients they have alone; and a packed run resumes exactly."""
+"""Packed examples have the same logits, loss and gradients as alone; a packed run resumes exactly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import paddle
 import paddlenlp.transformers
 import pytest
 
-from helpers import flags, rows
+from helpers import make_flags, read_rows
 from oarlock.config import FinetuneConfig, LoadedConfig, load_config
 from oarlock.config.finetune import FinetuneDataSection
 from oarlock.data.examples.collate import Arrays, FinetuneCollator, PackCollator
@@ -51,7 +51,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def made_up_examples(count: int = 12) -> list[Example]:
+def make_examples(count: int = 12) -> list[Example]:
     random = np.random.RandomState(3)
     found = []
     for _ in range(count):
@@ -63,13 +63,13 @@ def made_up_examples(count: int = 12) -> list[Example]:
 
 
 BLOCK = 16
-EXAMPLES = made_up_examples()
+EXAMPLES = make_examples()
 PACKED = PackedDataset(ExampleDataset(EXAMPLES), 30, seed=1)
 
 
 @pytest.fixture(scope="module", params=[*MODELS, "llama-grouped in blocks", "qwen2 in blocks"])
 def model(request) -> Any:
-    """In blocks: of at most BLOCK tokens where no example is longer."""
+    """A model with attention in blocks of at most BLOCK tokens; no example is longer."""
     kind, _, blocks = request.param.partition(" ")
     name, changes = MODELS[kind]
     paddle.seed(11)
@@ -99,7 +99,7 @@ def run(model: Any, arrays: Arrays) -> tuple[np.ndarray, float, dict[str, np.nda
     return logits.numpy(), float(loss), {name: p.grad.numpy() for name, p in model.named_parameters()}
 
 
-def alone(model: Any) -> tuple[dict[int, np.ndarray], float, dict[str, np.ndarray]]:
+def run_alone(model: Any) -> tuple[dict[int, np.ndarray], float, dict[str, np.ndarray]]:
     logits, loss, gradients = run(model, FinetuneCollator(96, 0)(EXAMPLES))
     return {i: logits[i, : len(example.input_ids)] for i, example in enumerate(EXAMPLES)}, loss, gradients
 
@@ -125,13 +125,13 @@ def difference(found: dict[int, np.ndarray], expected: dict[int, np.ndarray]) ->
     return max(float(np.abs(found[i] - expected[i]).max()) for i in expected)
 
 
-def test_packed_equals_unpacked(model):
+def test_packed_examples_equal_unpacked_ones(model):
     arrays = packed_arrays()
     assert max(len(PACKED[i]) for i in range(len(PACKED))) > 2
     filled = [row[:count] for row, count in zip(arrays[ENDS], arrays["num_tokens"], strict=True)]
     held = [len(set(row[start:stop])) for row in filled for start, stop in masks.split_row(row)]
     assert 2 in held and len(held) > len(PACKED)  # blocks of several examples, and rows of several blocks
-    expected_logits, expected_loss, expected_gradients = alone(model)
+    expected_logits, expected_loss, expected_gradients = run_alone(model)
     logits, loss, gradients = run(model, arrays)
     assert difference(cut_out(logits), expected_logits) <= 1e-5 * max(np.abs(a).max() for a in expected_logits.values())
     assert loss == pytest.approx(expected_loss, rel=1e-6)
@@ -139,17 +139,17 @@ def test_packed_equals_unpacked(model):
         assert np.abs(gradients[name] - expected).max() <= 1e-5 * np.abs(expected).max(), name
 
 
-def test_a_leak_would_be_seen(model):
-    """The same comparison with one thing wrong each time."""
-    expected = alone(model)[0]
+def test_the_comparison_detects_leaks_between_examples(model):
+    """The same comparison with one fault at a time."""
+    expected = run_alone(model)[0]
     arrays = packed_arrays()
     one_late = arrays[ENDS].copy()
     starts = (arrays["position_ids"] == 0).nonzero()
-    one_late[one_late < 32] += 1  # the first token of an example sees the one before it
+    one_late[one_late < 32] += 1  # the first token of an example attends to the one before it
     assert len(starts[0]) > len(arrays[ENDS])
     mistakes = [
         {ENDS: np.full_like(arrays[ENDS], 32)},
-        {"position_ids": arrays["position_ids"] // 2},  # (a shift is no change under rotary positions)
+        {"position_ids": arrays["position_ids"] // 2},  # (a shift changes nothing under rotary positions)
     ]
     if not getattr(model, "attends_in_blocks", False):  # blocks are cut where the ends change
         mistakes.append({ENDS: one_late})
@@ -177,8 +177,8 @@ def tuned(model: Path, data: Path, output: Path, **changes: Any) -> list[dict[st
         "src_length": 32, "tgt_length": 64, "save_steps": 3, "logging_steps": 1, "eval_steps": 3, "report_to": "none",
         "device": "cpu", "disable_tqdm": 1, "log_level": "error", "packing": 1,
     }  # fmt: skip
-    assert finetune(LoadedConfig(load_config(FinetuneConfig, flags(**(options | changes))).config)) == 0
-    return rows(output / "metrics.jsonl")
+    assert finetune(LoadedConfig(load_config(FinetuneConfig, make_flags(**(options | changes))).config)) == 0
+    return read_rows(output / "metrics.jsonl")
 
 
 def numbers(found: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
@@ -210,8 +210,8 @@ def test_a_packed_run_resumes_exactly(tmp_path, tiny_model, short_answers, capsy
     assert ours[-1]["eval_loss"] == pytest.approx(unpacked[-1]["eval_loss"], rel=1e-6)
 
 
-def test_an_epoch_of_packs_is_an_epoch_of_examples(tmp_path, tiny_model, short_answers):
-    """The whole data in one step: loss and gradient norm of the packed step are those of the unpacked one."""
+def test_an_epoch_of_packs_equals_an_epoch_of_examples(tmp_path, tiny_model, short_answers):
+    """With the whole data in one step: loss and gradient norm equal those of the unpacked step."""
     common = {"max_steps": 1, "gradient_accumulation_steps": 1, "save_strategy": "no", "do_eval": 0}
     plain = tuned(tiny_model, short_answers, tmp_path / "a", packing=0, per_device_train_batch_size=90, **common)
     section = FinetuneDataSection(dataset_name_or_path=str(short_answers), src_length=32, tgt_length=64)
@@ -226,7 +226,7 @@ def test_an_epoch_of_packs_is_an_epoch_of_examples(tmp_path, tiny_model, short_a
         assert found[0]["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=1e-5), name
 
 
-def test_where_no_two_fit_nothing_is_packed(tmp_path, tiny_model, short_answers, capsys):
+def test_nothing_is_packed_if_no_two_examples_fit(tmp_path, tiny_model, short_answers, capsys):
     common = {"max_steps": 2, "save_strategy": "no", "do_eval": 0}
     packed_run = tuned(tiny_model, short_answers, tmp_path / "a", packing_length=1, **common)
     assert "packs of 1 tokens would be " in capsys.readouterr().out
@@ -234,7 +234,7 @@ def test_where_no_two_fit_nothing_is_packed(tmp_path, tiny_model, short_answers,
     assert numbers(packed_run) == numbers(plain)
 
 
-def test_a_model_that_would_mix_examples_is_refused_before_the_data_is_read(tmp_path, tiny_model):
+def test_a_model_that_mixes_packed_examples_is_refused_before_the_data_is_read(tmp_path, tiny_model):
     folder = tmp_path / "opt"
     folder.mkdir()
     content = {

@@ -1,4 +1,4 @@
-"""Adapters that PEFT saved, read as they stand wherever an adapter is taken: the scores are PEFT's.
+"""Adapters saved by PEFT are accepted wherever an adapter is, with PEFT's logits.
 
 PEFT and transformers run in the Python of scripts/parity_env.sh, in one process (transformers_peer.py).
 """
@@ -98,24 +98,24 @@ def world(tmp_path_factory, parity_python) -> World:
     return World(tmp_path_factory.mktemp("world"), parity_python)
 
 
-def scores(model) -> np.ndarray:
+def compute_logits(model) -> np.ndarray:
     return logits_of(model, IDS)
 
 
 @pytest.mark.parametrize("name", READ)
-def test_asked_gone_on_with_merged_and_served(world, name, tmp_path):
+def test_a_peft_adapter_can_be_asked_trained_merged_and_served(world, name, tmp_path):
     wanted, base, adapter = world.scores[name], world.base(name), world.adapter(name)
     assert np.abs(wanted - world.scores[ADAPTERS[name][0]]).max() > 0.05
     tuned = load_finetuned(str(adapter), str(base))
-    np.testing.assert_allclose(scores(tuned.model), wanted, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(compute_logits(tuned.model), wanted, atol=1e-4, rtol=0)
     source = ModelSource(base, read_config(base), from_weights=True)
     about = open_adapter(adapter).map_to_model(find_model_class(source.config), source.config).settings
     method = LoRA(about["r"], about["alpha"], about["dropout"], tuple(reversed(about["targets"])), about["rslora"])
     again = build_model(source, method=method, adapter=adapter)  # as --adapter_name_or_path does
-    np.testing.assert_allclose(scores(again), wanted, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(compute_logits(again), wanted, atol=1e-4, rtol=0)
     assert merge(base, AdapterMix.open([adapter]), tmp_path / "merged").difference < 1e-4
     merged = build_model(ModelSource(tmp_path / "merged", read_config(tmp_path / "merged"), True))
-    np.testing.assert_allclose(scores(merged), wanted, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(compute_logits(merged), wanted, atol=1e-4, rtol=0)
     served = read_adapters({"a": adapter}, base, read_config(base))["a"]
     plain = {key: value.numpy() for key, value in build_model(source).state_dict().items()}
     together = {key: value.numpy() for key, value in merged.state_dict().items()}
@@ -123,7 +123,7 @@ def test_asked_gone_on_with_merged_and_served(world, name, tmp_path):
         np.testing.assert_allclose(plain[f"{layer}.weight"] + a @ b, together[f"{layer}.weight"], atol=1e-5)
 
 
-def test_written_for_peft_again(world, tmp_path):
+def test_adapters_are_converted_back_to_peft(world, tmp_path):
     made = export_peft(world.adapter("two"), tmp_path / "again", str(world.base("two")))
     before = load_file(world.adapter("two") / "adapter_model.safetensors")
     after = load_file(tmp_path / "again" / "adapter_model.safetensors")
@@ -132,7 +132,7 @@ def test_written_for_peft_again(world, tmp_path):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_more_than_a_and_b_is_refused_by_name(world, name):
+def test_tensors_other_than_a_and_b_are_refused_by_name(world, name):
     with pytest.raises(ModelError, match=REFUSED[name]):
         load_finetuned(str(world.adapter(name)), str(world.base(name)))
     with pytest.raises(ModelError, match=REFUSED[name]):
@@ -152,7 +152,7 @@ def test_what_is_more_than_a_and_b_is_refused_by_name(world, name):
         ({"r": 0}, "r must be greater than or equal to 1; got 0"),
     ],
 )
-def test_fields_that_are_not_honoured(world, tmp_path, fields, words):
+def test_unsupported_fields_are_refused(world, tmp_path, fields, words):
     folder = shutil.copytree(world.adapter("two"), tmp_path / "a")
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
@@ -160,7 +160,7 @@ def test_fields_that_are_not_honoured(world, tmp_path, fields, words):
         open_adapter(folder)
 
 
-def test_a_base_that_is_gone_or_another_one(world, tmp_path):
+def test_a_missing_or_different_base_is_refused(world, tmp_path):
     folder = shutil.copytree(world.adapter("two"), tmp_path / "a")
     path = folder / "adapter_config.json"
     for recorded, why in (("/gone/model", "without a fingerprint"), ("gone/model", "there is no such folder")):
@@ -168,7 +168,7 @@ def test_a_base_that_is_gone_or_another_one(world, tmp_path):
         with pytest.raises(ModelError, match=rf"its base is recorded as '{recorded}'.*{why}.*Name it: --base DIR"):
             load_finetuned(str(folder))
     np.testing.assert_allclose(
-        scores(load_finetuned(str(folder), str(world.base("two"))).model), world.scores["two"], atol=1e-4
+        compute_logits(load_finetuned(str(folder), str(world.base("two"))).model), world.scores["two"], atol=1e-4
     )
     with pytest.raises((ModelError, ConfigError), match=r"this opt has no layer"):
         load_finetuned(str(world.adapter("all")), str(world.root / "opt"))

@@ -1,4 +1,4 @@
-"""Why PaddleNLP's own prefix tuning is not used; see oarlock.peft.prefix_tuning."""
+"""Why PaddleNLP's prefix tuning is not used; see oarlock.peft.prefix_tuning."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from families import family_model
 IDS = [[9, 30, 41, 100]]
 
 
-def theirs(model) -> PrefixModelForCausalLM:
-    """As PaddleNLP's fine-tuning script makes it."""
+def make_paddlenlp_prefix(model) -> PrefixModelForCausalLM:
+    """Prefix tuning as PaddleNLP's fine-tuning script makes it."""
     known = get_prefix_tuning_params(model)
     config = PrefixConfig(
         num_prefix_tokens=3,
@@ -27,11 +27,11 @@ def theirs(model) -> PrefixModelForCausalLM:
     return PrefixModelForCausalLM(model, config, postprocess_past_key_value=llama_postprocess_past_key_value)
 
 
-def test_paddlenlp_gives_grouped_heads_the_shape_of_full_ones():
+def test_paddlenlp_sizes_the_prefix_for_ungrouped_heads():
     ids = paddle.to_tensor(IDS)
-    grouped = theirs(family_model("llama"))  # 4 heads, 2 for keys and values
+    grouped = make_paddlenlp_prefix(family_model("llama"))  # 4 heads, 2 for keys and values
     assert grouped._get_past_key_values(1)[0][0].shape == [1, 3, 4, 8]
     with pytest.raises(ValueError, match="shape"):
         grouped(ids)
-    full = theirs(family_model("llama", num_key_value_heads=4))
+    full = make_paddlenlp_prefix(family_model("llama", num_key_value_heads=4))
     assert full(ids)[0].shape == [1, 4, 512]

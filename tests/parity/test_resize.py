@@ -1,4 +1,4 @@
-"""A grown embedding: what was there gives the same scores, what is new is the mean of it."""
+"""A grown embedding: old tokens keep their logits, new rows are the mean of the old ones."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from oarlock.models.resize import resize_embedding
 NEW = ["<|tool|>", "<|call|>", "<|end|>"]
 
 
-def a_model(folder: Path, family: str, **changes) -> tuple[Path, Path]:
-    """A model folder, and a tokenizer with three tokens more than its own."""
+def make_model_and_tokenizer(folder: Path, family: str, **changes) -> tuple[Path, Path]:
+    """A model folder, and a tokenizer with three more tokens than its own."""
     model = family_model(family, **changes)
     model.save_pretrained(str(folder), safe_serialization=True)
     make_tiny_tokenizer(folder)
@@ -33,7 +33,7 @@ def a_model(folder: Path, family: str, **changes) -> tuple[Path, Path]:
     return folder, folder.parent / "tokenizer"
 
 
-def scores(folder: Path, ids: np.ndarray) -> np.ndarray:
+def compute_logits(folder: Path, ids: np.ndarray) -> np.ndarray:
     model = build_model(ModelSource(folder, read_config(folder), from_weights=True))
     return logits_of(model, ids)
 
@@ -43,23 +43,23 @@ def scores(folder: Path, ids: np.ndarray) -> np.ndarray:
     [
         *((family, {}) for family in FAMILIES if family not in ("chatglm", "glm")),
         ("llama", {"tie_word_embeddings": True}),
-        ("llama", {"intermediate_size": 512}),  # another size that is the vocabulary's
+        ("llama", {"intermediate_size": 512}),  # another dimension of the size of the vocabulary
     ],
     ids=str,
 )
-def test_old_tokens_score_as_before(tmp_path, family, changes):
-    model, tokenizer = a_model(tmp_path / "model", family, **changes)
+def test_logits_of_old_tokens_do_not_change(tmp_path, family, changes):
+    model, tokenizer = make_model_and_tokenizer(tmp_path / "model", family, **changes)
     assert resize_embedding(model, str(tokenizer), tmp_path / "grown") == 576
     ids = np.random.default_rng(0).integers(0, 512, [2, 12])
-    before, after = scores(model, ids), scores(tmp_path / "grown", ids)
+    before, after = compute_logits(model, ids), compute_logits(tmp_path / "grown", ids)
     np.testing.assert_allclose(after[..., :512], before, atol=1e-6, rtol=1e-6)
     assert after.shape[-1] == 576
     np.testing.assert_allclose(after[..., 512:], before.mean(-1, keepdims=True).repeat(64, -1), atol=1e-4)
-    assert np.isfinite(scores(tmp_path / "grown", np.full([1, 4], 514))).all()
+    assert np.isfinite(compute_logits(tmp_path / "grown", np.full([1, 4], 514))).all()
 
 
-def test_what_comes_along(tmp_path, capsys):
-    model, tokenizer = a_model(tmp_path / "model", "llama")
+def test_files_copied_by_resize(tmp_path, capsys):
+    model, tokenizer = make_model_and_tokenizer(tmp_path / "model", "llama")
     resize_embedding(model, str(tokenizer), tmp_path / "grown", multiple_of=1)
     weights, old = (load_file(tmp_path / name / "model.safetensors") for name in ("grown", "model"))
     name = "llama.embed_tokens.weight"
@@ -73,8 +73,8 @@ def test_what_comes_along(tmp_path, capsys):
     assert "512 rows became 515 (llama.embed_tokens.weight, lm_head.weight), for 515 tokens" in capsys.readouterr().out
 
 
-def test_what_is_refused(tmp_path):
-    model, tokenizer = a_model(tmp_path / "model", "llama")
+def test_refusals(tmp_path):
+    model, tokenizer = make_model_and_tokenizer(tmp_path / "model", "llama")
     source = ModelSource(model, read_config(model), from_weights=True)
     with pytest.raises(
         ConfigError, match=r"needs a vocabulary of 515, but the model's has 512 .* 3 token\(s\) were added"

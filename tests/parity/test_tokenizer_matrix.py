@@ -1,4 +1,4 @@
-"""One rule for every folder: a text has the ids that transformers 5 gives it, with the tokenizer of that folder."""
+"""For every folder, a text has the ids that transformers 5 gives it with the tokenizer of that folder."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Matrix:
         return self.found[str(self.folders[name])]
 
     def vocabularies(self) -> None:
-        """Without a tokenizer.json."""
+        """Folders without a tokenizer.json."""
         root = self.root
         for name, config, family in (
             ("qwen2", None, "qwen2"),
@@ -96,7 +96,7 @@ class Matrix:
             self.add(folder.name, folder)
 
     def real(self, environment: Path) -> None:
-        """What mistral-common ships: the sentencepiece models and the tekken.json of Mistral."""
+        """The files in mistral-common: the sentencepiece models and the tekken.json of Mistral."""
         data = next(environment.glob("lib/python3*/site-packages/mistral_common/data"), None)
         if data is None:
             return
@@ -126,14 +126,14 @@ VOCABULARIES = [
     ),
     *(f"mistral {number}" for number in (1, 2, 3, 4)),
 ]
-# Folders that AutoTokenizer of transformers 5 reads otherwise than their tokenizer.json says: its LlamaTokenizer puts no
+# Folders for which AutoTokenizer of transformers 5 differs from their tokenizer.json: its LlamaTokenizer adds no
 # space before a text that begins with one, nor (without "legacy", which its own save_pretrained loses) after a special
-# token. The file goes first here, as in transformers 4 and in the servers.
+# token. The file takes precedence here, as in transformers 4 and in the servers.
 DEPARTS = {"llama2 prepend", "llama2 always, saved by transformers"}
 
 
 @pytest.mark.parametrize("name", [*TRAINED, *VOCABULARIES])
-def test_every_text_has_the_ids_of_transformers(matrix, name):
+def test_ids_equal_transformers_for_every_text(matrix, name):
     if name not in matrix.folders:
         pytest.skip("mistral-common wants Python 3.11")
     theirs, ours = matrix.theirs(name), load_tokenizer(str(matrix.folders[name]))
@@ -144,7 +144,7 @@ def test_every_text_has_the_ids_of_transformers(matrix, name):
     assert bare == ours(CASES, add_special_tokens=False)["input_ids"] == theirs["ids"]
     begin = [ours.bos_token_id]
     for text, own, whole in zip(CASES, bare, theirs["whole"], strict=True):
-        # A text that begins with the begin token gets no second one here.
+        # A text that begins with the begin token does not get a second one here.
         expected = whole[1:] if whole[:2] == 2 * begin and own[:1] == begin else whole
         assert ours(text)["input_ids"] == expected
     assert [ours.decode(row) for row in theirs["whole"]] == theirs["decoded"]
@@ -153,7 +153,7 @@ def test_every_text_has_the_ids_of_transformers(matrix, name):
 
 # (transformers names none of a tekken.json, which is the fourth.)
 @pytest.mark.parametrize("name", [name for name in (*TRAINED, *VOCABULARIES) if name != "mistral 4"])
-def test_every_special_token_has_its_name(matrix, name):
+def test_special_tokens_equal_transformers(matrix, name):
     if name not in matrix.folders:
         pytest.skip("mistral-common wants Python 3.11")
     found = load_tokenizer(str(matrix.folders[name]))
@@ -161,7 +161,7 @@ def test_every_special_token_has_its_name(matrix, name):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_what_we_save_is_read_there_as_it_was(matrix, name):
+def test_transformers_reads_saved_tokenizers_unchanged(matrix, name):
     before, after = matrix.theirs(name), matrix.theirs(f"{name}, saved by us")
     assert after["ids"] == before["as it stands"]["ids"] and after["whole"] == before["as it stands"]["whole"]
     assert after["special"] == before["special"] and after.get("prompt") == before.get("prompt")
@@ -170,7 +170,7 @@ def test_what_we_save_is_read_there_as_it_was(matrix, name):
     )
 
 
-def test_the_same_tokenizer_has_the_same_fingerprint_whoever_saved_it(matrix):
+def test_the_fingerprint_does_not_depend_on_who_saved_the_tokenizer(matrix):
     seen: dict[str, str] = {}
     for name in set(SHAPES) - DEPARTS - {"llama2 always"}:
         folders = [matrix.folders[key] for key in (name, f"{name}, saved by us", f"{name}, saved by transformers")]

@@ -1,4 +1,4 @@
-"""What is trained, and what of it decays: what transformers' Trainer trains and decays, in every family it has."""
+"""The trained and the decayed parameters are those of transformers' Trainer, in every family that it has."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import paddle
 import pytest
 
 from families import FAMILIES, family_config
-from helpers import flags, ordinary
+from helpers import make_flags, make_norms_and_biases_nontrivial
 from oarlock.config import FinetuneConfig, LoadedConfig, load_config
 from oarlock.families.registry import FAMILIES as REGISTRY
 from oarlock.families.registry import HF_CONFIGS
@@ -56,10 +56,10 @@ def theirs(tmp_path_factory, parity_python) -> dict[str, dict[str, Any]]:
 
 
 class Trained:
-    """A trainer's model before and after a step in which all gradients are 0: only the decay changes anything."""
+    """A trainer's model before and after a step with zero gradients, so that only the decay changes it."""
 
     def __init__(self, name: str, folder: Path, method: Any = None, **options: Any) -> None:
-        words = flags(
+        words = make_flags(
             do_train=1, model_name_or_path=folder, dataset_name_or_path=folder, output_dir=folder / "out",
             learning_rate=RATE, weight_decay=DECAY, lr_scheduler_type="constant", warmup_ratio=0, max_steps=1,
             report_to="none", device="cpu", **options,
@@ -67,7 +67,7 @@ class Trained:
         run = start_run(LoadedConfig(load_config(FinetuneConfig, words).config))
         source = ModelSource(folder, config_of(name), from_weights=False)
         connect_ranks(run, source, 32)
-        self.model = ordinary(build_model(source, method=method))
+        self.model = make_norms_and_biases_nontrivial(build_model(source, method=method))
         trainer = make_trainer(
             run, self.model, None, method=method, order=None, template=None, tokenizer=None, flops=None,
             data_fingerprint="",
@@ -75,7 +75,7 @@ class Trained:
         trainer.create_optimizer_and_scheduler(1)
         self.tensors = {h.name: h.tensor for h in parameter_shards(self.model) if not h.tensor.stop_gradient}
         for key, tensor in self.tensors.items():
-            if key.endswith("lora_B"):  # starts as 0, on which no decay would be seen
+            if key.endswith("lora_B"):  # starts at 0, where decay has no effect
                 tensor.set_value(paddle.full_like(tensor, 0.5))
         before = {key: tensor.numpy() for key, tensor in self.tensors.items()}
         for tensor in self.tensors.values():
@@ -92,7 +92,7 @@ class Trained:
 
 
 @pytest.mark.parametrize("name", THEIRS)
-def test_as_transformers_decays(name, theirs, tmp_path):
+def test_decayed_parameters_equal_transformers(name, theirs, tmp_path):
     found = Trained(name, tmp_path)
     names = {
         mapping.target_name: there
@@ -102,7 +102,7 @@ def test_as_transformers_decays(name, theirs, tmp_path):
 
 
 @pytest.mark.parametrize("name", THEIRS)
-def test_as_many_parameters_as_transformers_trains(name, theirs):
+def test_the_number_of_trained_parameters_equals_transformers(name, theirs):
     config = config_of(name)
     model = build_model(ModelSource(Path(name), config, from_weights=False))
     names = {mapping.target_name: there for (there, *_), mapping in list_hf_names(find_model_class(config), config)}
@@ -114,8 +114,8 @@ def test_as_many_parameters_as_transformers_trains(name, theirs):
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in HF_CONFIGS])
-def test_families_that_transformers_has_not(name, tmp_path):
-    """Matrices and tables decay; norms and biases, all that have one axis, do not."""
+def test_families_that_transformers_lacks(name, tmp_path):
+    """Matrices and embeddings decay; norms and biases, which have one axis, do not."""
     found = Trained(name, tmp_path, fused_ops="false")
     assert found.decayed == {key for key, tensor in found.tensors.items() if len(tensor.shape) > 1}
 
@@ -124,8 +124,8 @@ def test_families_that_transformers_has_not(name, tmp_path):
     ("name", "method"),
     [(n, m) for n in ("llama", "opt", "bloom", "gptj") for m in METHODS if m != "prefix" or REGISTRY[n].kv_axes],
 )
-def test_adapters_decay_but_for_their_biases(name, method, tmp_path):
-    """As PEFT's under transformers' Trainer."""
+def test_adapters_decay_except_their_biases(name, method, tmp_path):
+    """As with PEFT under transformers' Trainer."""
     found = Trained(name, tmp_path, METHODS[method])
     assert found.decayed == {key for key in found.tensors if not key.endswith(".bias")}
     assert all("lora" in key or "prefix" in key or "prompt" in key for key in found.tensors)

@@ -4,7 +4,7 @@
 
 Jobs: "save" [from, to] pairs, folders that save_pretrained is to write; "read" folders; "texts"; "messages". For each
 folder read: the class, the ids of each text with and without begin and end tokens, its decoded text, and what
-tokenizer.json gives as it stands. Knows nothing of oarlock.
+tokenizer.json gives as it stands. Does not import oarlock.
 """
 
 from __future__ import annotations

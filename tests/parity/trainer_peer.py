@@ -1,8 +1,8 @@
-"""The other side of tests/parity/test_training_beside_transformers.py: transformers' Trainer and PEFT.
+"""The other side of tests/parity/test_training_parity.py: transformers' Trainer and PEFT.
 
     python trainer_peer.py JOBS.json
 
-Each job is a dictionary; see make() and train(). Knows nothing of oarlock.
+Each job is a dictionary; see make() and train(). Does not import oarlock.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,7 +26,7 @@ from transformers.utils import logging
 
 
 def make(job: dict[str, Any]) -> None:
-    """A model whose norms are not 1 and whose biases are not 0, saved as people have it, and a LoRA adapter of PEFT's.
+    """A model whose norms are not 1 and whose biases are not 0, saved as published models are, and a PEFT LoRA adapter.
 
     Job: "make" (the configuration), "folder", "seed", "adapter" (its folder).
     """
@@ -48,7 +47,7 @@ def make(job: dict[str, Any]) -> None:
 
 
 class Recorder(TrainerCallback):
-    """The rate that a step was made with (the log's is that of the next step in some versions)."""
+    """Records the learning rate that a step used (some versions log that of the next step)."""
 
     def __init__(self) -> None:
         self.rates: list[float] = []
@@ -58,7 +57,7 @@ class Recorder(TrainerCallback):
 
 
 class RecordingTrainer(Trainer):
-    """Takes the samples in the order of the file, and keeps the losses that the log rounds."""
+    """Reads the samples in file order, and keeps the losses without the rounding of the log."""
 
     losses: list[float]
 
@@ -72,7 +71,7 @@ class RecordingTrainer(Trainer):
 
 
 def collate(samples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """Padded on the right."""
+    """Pad on the right."""
     longest = max(len(sample["input_ids"]) for sample in samples)
 
     def padded(name: str, value: int) -> torch.Tensor:
@@ -83,7 +82,8 @@ def collate(samples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
 
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
-    """Train "folder" (with the PEFT adapter "adapter", if it is named) on the samples of "data"; the result is "out".
+    """Train "folder" (with the PEFT adapter "adapter", if named) on the samples of "data"; the result is written to
+    "out".
 
     Job: "arguments" are those of TrainingArguments.
     """
@@ -114,12 +114,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     trainer.train()
     micro = job["arguments"]["gradient_accumulation_steps"]
     out = Path(job["out"])
-    if "adapter" in job:
-        model.save_pretrained(out)
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        state = {name: value.detach().clone() for name, value in model.named_parameters()}
-        save_file(state, out / "model.safetensors")
+    model.save_pretrained(out)
     return {
         "losses": [sum(trainer.losses[i : i + micro]) for i in range(0, len(trainer.losses), micro)],
         "rates": recorder.rates,

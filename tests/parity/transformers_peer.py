@@ -2,9 +2,9 @@
 
     python transformers_peer.py JOBS.json
 
-Each job is a dictionary: "make" writes a random model of a configuration; "adapter" puts a LoRA adapter beside the
-model, which "peft" makes before; every model is then run, and its scores, its greedy continuation and its tokenizer's ids go to OUT.npz/.json.
-Knows nothing of oarlock.
+Each job is a dictionary: "make" writes a random model of a configuration; "adapter" adds a LoRA adapter to the
+model, which "peft" makes first; every model is then run, and its logits, its greedy continuation and its tokenizer's ids
+are written to OUT.npz/.json. Does not import oarlock.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 
 def make(job: dict[str, Any], folder: Path) -> None:
-    """A model with weights large enough (unless the job says less) that its answers hang on all that it reads."""
+    """A model with weights so large (unless the job says otherwise) that its logits depend on the whole input."""
     torch.manual_seed(job.get("seed", 0))
     about = dict(job["make"])
     config = AutoConfig.for_model(about.pop("model_type"), **about)
@@ -29,6 +29,9 @@ def make(job: dict[str, Any], folder: Path) -> None:
         for name, parameter in model.named_parameters():
             if "embed" not in name and "wte" not in name and "lm_head" not in name:
                 parameter.add_(torch.randn_like(parameter) * (job.get("noise", 0.6) if parameter.ndim > 1 else 0.3))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):  # DeepSeek's; the files have it
+                buffer.add_(torch.randn_like(buffer) * 0.3)
     model.to(getattr(torch, job.get("dtype", "float32")))
     model.save_pretrained(folder, max_shard_size=job.get("max_shard_size", "5GB"))
     if job.get("pickle"):
@@ -37,7 +40,7 @@ def make(job: dict[str, Any], folder: Path) -> None:
 
 
 def make_adapter(job: dict[str, Any], folder: Path) -> None:
-    """A LoRA adapter of PEFT's own making, with random matrices, beside the model."""
+    """A LoRA adapter made by PEFT, with random matrices."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(1)

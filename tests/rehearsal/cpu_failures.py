@@ -1,4 +1,4 @@
-"""Scenarios of cpu_ranks.py in which a rank fails, dies, hangs, or does something else than the others."""
+"""Scenarios of cpu_ranks.py in which a rank fails, dies, hangs, or calls another operation than the others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def killed_while_waiting(rank: int) -> None:
 def killed_while_computing(rank: int) -> None:
     from oarlock.cpu_ranks import failure_detector
 
-    failure_detector._GRACE_S = 2.0  # nothing here would end by itself
+    failure_detector._GRACE_S = 2.0  # nothing here ends by itself
     if rank == 2:
         die()
     matrix = np.ones((200, 200))
@@ -76,7 +76,7 @@ def fails_in_backward(rank: int) -> None:
 
 
 def wait_for_a_complaint() -> None:
-    """Until another rank has said what is wrong (standard error is a file beside those of the others)."""
+    """Wait until another rank reports an error (each rank writes standard error to its own file)."""
     folder = Path(os.readlink("/proc/self/fd/2")).parent
     while not any("oarlock: error" in path.read_text() for path in folder.glob("*.err")):
         time.sleep(0.02)
@@ -178,7 +178,7 @@ def several_machines(rank: int) -> None:
     raise AssertionError("the start must have failed")
 
 
-def addresses_on_two_machines(rank: int) -> dict[str, str]:
+def fake_addresses_on_two_machines(rank: int) -> dict[str, str]:
     """Ranks 0 to 2 on one machine and 3 on another, as each of them would see it: only its own address is one of its
     machine. The other is of a network for documentation."""
     here = "127.0.0.1", "192.0.2.1"
@@ -187,11 +187,11 @@ def addresses_on_two_machines(rank: int) -> dict[str, str]:
     return {"PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints), "PADDLE_CURRENT_ENDPOINT": endpoints[rank]}
 
 
-several_machines.environment = addresses_on_two_machines
+several_machines.environment = fake_addresses_on_two_machines
 
 
-def patient(seconds: float, *scenarios):
-    """Scenarios in which ranks wait so long for each other."""
+def use_long_timeout(seconds: float, *scenarios):
+    """Scenarios with a long timeout."""
     for each in scenarios:
         each.patience_s = seconds
     return scenarios
@@ -200,5 +200,5 @@ def patient(seconds: float, *scenarios):
 FAILURES = (
     killed_while_waiting, killed_while_computing, raises, announces, fails_in_backward, different_operations, different_sizes,
     different_splits, different_messages, ends_early, several_machines,
-    *patient(SHORT_S, late, late_in_a_sub_group, late_sender, nobody_receives),
+    *use_long_timeout(SHORT_S, late, late_in_a_sub_group, late_sender, nobody_receives),
 )  # fmt: skip

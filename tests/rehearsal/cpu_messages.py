@@ -1,4 +1,4 @@
-"""What cpu_operations.py checks beside collectives: messages, sub-groups, and what Fleet calls on a group itself."""
+"""Checks of cpu_operations.py other than collectives: messages, sub-groups, and Fleet's direct calls of a group."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 from cpu_ranks import RANKS
-from cpu_tensors import make, reduced, same, tensor_of
+from cpu_tensors import have_same_bits, make, reduce_in_rank_order, tensor_of
 
 
 def check_messages(rank: int, rng) -> None:
@@ -20,8 +20,8 @@ def check_messages(rank: int, rng) -> None:
         dist.send(tensor_of(values[rank], kind), dst=right)  # all send before any receives
         out = tensor_of(np.zeros_like(values[rank]), kind)
         dist.recv(out, src=left)
-        same(out, values[left], kind, f"ring {shape}")
-    # Both directions between all pairs, in random order and sizes; order between a pair is kept.
+        have_same_bits(out, values[left], kind, f"ring {shape}")
+    # Both directions between all pairs, in random order and sizes; the order within a pair is kept.
     plan = np.random.default_rng(11).integers(1, 200_000, (RANKS, RANKS, 12))
     tasks, received = [], []
     for i, other in itertools.product(range(12), (j for j in range(RANKS) if j != rank)):
@@ -43,7 +43,7 @@ def check_messages(rank: int, rng) -> None:
 
 
 def check_batches(rank: int, rng) -> None:
-    """Receives before sends, as pipelines do it in one batch."""
+    """Receives are posted before sends, as in the batches of a pipeline."""
     import paddle
     import paddle.distributed as dist
     from paddle.distributed.communication.batch_isend_irecv import P2POp, batch_isend_irecv
@@ -71,21 +71,21 @@ def check_batches(rank: int, rng) -> None:
         ]
     )
     assert [float(out[0]) for out in outs[:2]] == [left * 10 + 3, right * 10]
-    # Parts, and putting them together.
+    # Splitting and joining.
     values = rng.standard_normal((RANKS, 8), dtype=np.float32)
     for part in range(2):
         pp._send_on_calc_stream(paddle.to_tensor(values[rank]), world, right, nranks=2, rank_id=part)
     out = paddle.zeros([8])
     for part in range(2):
         pp._recv_on_calc_stream(out, world, left, nranks=2, rank_id=part)
-    same(out, values[left], "float32", "parts")
+    have_same_bits(out, values[left], "float32", "parts")
     whole = paddle.to_tensor(np.where(np.arange(8) // 2 == rank, values[0], 0))
     pp.allgather_partial(whole, nranks=RANKS, rank_id=rank, group=world)
-    same(whole, values[0], "float32", "all_gather_partial")
+    have_same_bits(whole, values[0], "float32", "all_gather_partial")
 
 
 def check_too_many_messages(rank: int, rng) -> None:
-    """Senders wait when too much lies unreceived, and memory is used again."""
+    """Senders wait while too much is unreceived, and memory is reused."""
     import paddle
     import paddle.distributed as dist
 
@@ -135,7 +135,7 @@ def check_sub_groups(rank: int, rng) -> None:
             tensor = paddle.full([3], rank + 100 * number)
             dist.broadcast(tensor, src=group.ranks[turn], group=group)
             assert int(tensor[0]) == group.ranks[turn] + 100 * number
-    # Several groups of one pair: each has its own order.
+    # Several groups of one pair: each keeps its own order.
     both = [group for group in pairs if group.ranks == [0, 3]]
     if rank == 0:
         for i, group in enumerate(both):
@@ -149,7 +149,7 @@ def check_sub_groups(rank: int, rng) -> None:
 
 
 def check_direct_calls(rank: int, rng) -> None:
-    """What Fleet calls on the group itself."""
+    """Check what Fleet calls on the group itself."""
     import paddle
     import paddle.distributed as dist
     from paddle.base import core
@@ -162,24 +162,24 @@ def check_direct_calls(rank: int, rng) -> None:
     mine = paddle.to_tensor(values[rank])
     out = paddle.empty([RANKS * 6])
     group.all_gather(mine, out).wait()
-    same(out, values.reshape(-1), "float32", "all_gather(in, out)")
+    have_same_bits(out, values.reshape(-1), "float32", "all_gather(in, out)")
     buffer = paddle.zeros([RANKS * 6])
     part = buffer._slice(rank * 6, rank * 6 + 6)
     paddle.assign(mine, part)
     group.all_gather(part, buffer).synchronize()
-    same(buffer, values.reshape(-1), "float32", "all_gather in place")
+    have_same_bits(buffer, values.reshape(-1), "float32", "all_gather in place")
     total = paddle.to_tensor(values[rank])
     assert group.allreduce(total).is_completed()
-    same(total, reduced(values, "SUM", "float32"), "float32", "allreduce")
+    have_same_bits(total, reduce_in_rank_order(values, "SUM", "float32"), "float32", "allreduce")
     table = rng.standard_normal((RANKS, RANKS, 2), dtype=np.float32)
     out = paddle.empty([RANKS, 2])
     group.alltoall(paddle.to_tensor(table[rank]), out).wait()
-    same(out, table[:, rank], "float32", "alltoall(in, out)")
+    have_same_bits(out, table[:, rank], "float32", "alltoall(in, out)")
     out = paddle.empty([2])
     group.scatter(paddle.to_tensor(table[1]), out, 1).wait()
-    same(out, table[1, rank], "float32", "scatter(in, out, src)")
+    have_same_bits(out, table[1, rank], "float32", "scatter(in, out, src)")
     group._reduce_scatter_base(out, paddle.to_tensor(table[rank]), core.ReduceOp.SUM)
-    same(out, reduced(table, "SUM", "float32")[rank], "float32", "_reduce_scatter_base")
+    have_same_bits(out, reduce_in_rank_order(table, "SUM", "float32")[rank], "float32", "_reduce_scatter_base")
     group.barrier()
     dist.collective.shutdown_process_group()
     dist.collective.restart_process_group()

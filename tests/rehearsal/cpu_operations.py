@@ -1,4 +1,4 @@
-"""Scenarios of cpu_ranks.py in which every operation does what it should; expected values are NumPy's."""
+"""Scenarios of cpu_ranks.py in which every operation succeeds; expected values come from NumPy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cpu_messages import (
     check_too_many_messages,
 )
 from cpu_ranks import RANKS
-from cpu_tensors import CASES, make, reduced, same, tensor_of
+from cpu_tensors import CASES, have_same_bits, make, reduce_in_rank_order, tensor_of
 
 
 def fleet(rank: int) -> None:
@@ -62,26 +62,26 @@ def check_reductions(rank: int, rng) -> None:
                 continue
             if values.size > 1_000_000 and operation not in ("SUM", "AVG"):
                 continue
-            op, expected = getattr(dist.ReduceOp, operation), reduced(values, operation, kind)
+            op, expected = getattr(dist.ReduceOp, operation), reduce_in_rank_order(values, operation, kind)
             tensor = tensor_of(values[rank], kind)
-            dist.stream.all_reduce(tensor, op=op)  # dist.all_reduce asks for NCCL's version when it is AVG
-            same(tensor, expected, kind, f"all_reduce {operation} {shape}")
+            dist.stream.all_reduce(tensor, op=op)  # dist.all_reduce queries NCCL's version for AVG
+            have_same_bits(tensor, expected, kind, f"all_reduce {operation} {shape}")
             tensor, root = tensor_of(values[rank], kind), number % RANKS
             dist.stream.reduce(tensor, dst=root, op=op)
-            same(tensor, expected if rank == root else values[rank], kind, f"reduce {operation} {shape}")
+            have_same_bits(tensor, expected if rank == root else values[rank], kind, f"reduce {operation} {shape}")
         if shape:
             rows = make(rng, kind, (RANKS * shape[0], *shape[1:]))
-            expected = reduced(rows, "SUM", kind)[rank * shape[0] : (rank + 1) * shape[0]]
+            expected = reduce_in_rank_order(rows, "SUM", kind)[rank * shape[0] : (rank + 1) * shape[0]]
             out = tensor_of(np.zeros_like(expected), kind)
             dist.reduce_scatter(out, [tensor_of(each, kind) for each in np.split(rows[rank], RANKS)])
-            same(out, expected, kind, f"reduce_scatter {shape}")
+            have_same_bits(out, expected, kind, f"reduce_scatter {shape}")
             whole = tensor_of(rows[rank], kind)
             dist.stream.reduce_scatter(out, whole, use_calc_stream=True)
-            same(out, expected, kind, f"reduce_scatter of one tensor {shape}")
-            if shape[0]:  # into a part of the input, as Fleet's fused buffers have it
+            have_same_bits(out, expected, kind, f"reduce_scatter of one tensor {shape}")
+            if shape[0]:  # into a slice of the input, as in Fleet's fused buffers
                 part = whole._slice(rank * shape[0], (rank + 1) * shape[0])
                 dist.stream.reduce_scatter(part, whole)
-                same(part, expected, kind, f"reduce_scatter in place {shape}")
+                have_same_bits(part, expected, kind, f"reduce_scatter in place {shape}")
 
 
 def check_copies(rank: int, rng) -> None:
@@ -95,32 +95,32 @@ def check_copies(rank: int, rng) -> None:
             outs = [paddle.empty_like(tensor) for _ in range(RANKS)]
             dist.all_gather(outs, tensor)
             for out, value in zip(outs, values, strict=True):
-                same(out.view("uint8"), value, kind, "float8")
+                have_same_bits(out.view("uint8"), value, kind, "float8")
             continue
         values, root = make(rng, kind, shape), number % RANKS
         tensor = tensor_of(values[rank], kind)
         dist.broadcast(tensor, src=root)
-        same(tensor, values[root], kind, f"broadcast {shape}")
+        have_same_bits(tensor, values[root], kind, f"broadcast {shape}")
 
         outs, tensor = [], tensor_of(values[rank], kind)
         dist.all_gather(outs, tensor)
         for out, value in zip(outs, values, strict=True):
-            same(out, value, kind, f"all_gather {shape}")
+            have_same_bits(out, value, kind, f"all_gather {shape}")
         outs = [] if rank == root else None
         dist.gather(tensor, outs, dst=root)
         for out, value in zip(outs or (), values, strict=False):
-            same(out, value, kind, f"gather {shape}")
+            have_same_bits(out, value, kind, f"gather {shape}")
         out = paddle.empty_like(tensor)
         dist.scatter(out, [tensor_of(value, kind) for value in values] if rank == root else None, src=root)
-        same(out, values[rank], kind, f"scatter {shape}")
+        have_same_bits(out, values[rank], kind, f"scatter {shape}")
         if shape and shape[0]:
             joined = np.concatenate(values)
             out = paddle.empty([RANKS * shape[0], *shape[1:]], dtype=tensor.dtype)
             dist.stream.all_gather(out, tensor, use_calc_stream=bool(number % 2))
-            same(out, joined, kind, f"all_gather into a tensor {shape}")
+            have_same_bits(out, joined, kind, f"all_gather into a tensor {shape}")
             out = paddle.empty_like(tensor)
             dist.stream.scatter(out, tensor_of(joined, kind) if rank == root else None, src=root)
-            same(out, values[rank], kind, f"scatter of a tensor {shape}")
+            have_same_bits(out, values[rank], kind, f"scatter of a tensor {shape}")
 
 
 def check_all_to_all(rank: int, rng) -> None:
@@ -132,12 +132,12 @@ def check_all_to_all(rank: int, rng) -> None:
         outs: list = []
         dist.alltoall(outs, [tensor_of(value, kind) for value in values[rank]])
         for sender, out in enumerate(outs):
-            same(out, values[sender, rank], kind, "alltoall")
+            have_same_bits(out, values[sender, rank], kind, "alltoall")
         out = paddle.empty([RANKS * rows, 3], dtype=outs[0].dtype)
         dist.stream.alltoall(out, tensor_of(values[rank].reshape(-1, 3), kind), use_calc_stream=True)
-        same(out, values[:, rank].reshape(-1, 3), kind, "alltoall of tensors")
+        have_same_bits(out, values[:, rank].reshape(-1, 3), kind, "alltoall of tensors")
         dist.alltoall_single(out, tensor_of(values[rank].reshape(-1, 3), kind))
-        same(out, values[:, rank].reshape(-1, 3), kind, "alltoall_single")
+        have_same_bits(out, values[:, rank].reshape(-1, 3), kind, "alltoall_single")
 
         sizes = rng.integers(0, rows + 2, (RANKS, RANKS))  # rows from, to
         sent = [make(rng, kind, (int(sizes[i].sum()), 3))[i] for i in range(RANKS)]
@@ -146,7 +146,7 @@ def check_all_to_all(rank: int, rng) -> None:
         out = paddle.empty(list(expected.shape), dtype=outs[0].dtype)
         mine = tensor_of(sent[rank], kind)
         dist.alltoall_single(out, mine, sizes[rank].tolist(), sizes[:, rank].tolist(), sync_op=False).wait()
-        same(out, expected, kind, "alltoall_single, uneven")
+        have_same_bits(out, expected, kind, "alltoall_single, uneven")
 
 
 def check_layouts(rank: int, rng) -> None:
@@ -155,23 +155,23 @@ def check_layouts(rank: int, rng) -> None:
     import paddle.distributed as dist
 
     values = rng.standard_normal((RANKS, 6, 10), dtype=np.float32)
-    total = reduced(values, "SUM", "float32")
+    total = reduce_in_rank_order(values, "SUM", "float32")
     tensor = paddle.to_tensor(values[rank])
     turned = tensor.T
     assert not turned.is_contiguous()
     dist.all_reduce(turned)
-    same(turned, total.T, "float32", "transposed")
-    same(tensor, total, "float32", "what it is a view of")
+    have_same_bits(turned, total.T, "float32", "transposed")
+    have_same_bits(tensor, total, "float32", "what it is a view of")
     tensor = paddle.to_tensor(values[rank])
     columns, before = tensor[:, 2:5], tensor.inplace_version
     dist.broadcast(columns, src=1)
     expected = values[rank].copy()
     expected[:, 2:5] = values[1][:, 2:5]
-    same(tensor, expected, "float32", "columns")
+    have_same_bits(tensor, expected, "float32", "columns")
     outs = [paddle.zeros([10, 6]).T for _ in range(RANKS)]
     dist.all_gather(outs, paddle.to_tensor(values[rank]))
     for out, value in zip(outs, values, strict=True):
-        same(out, value, "float32", "all_gather into transposed")
+        have_same_bits(out, value, "float32", "all_gather into transposed")
     part = tensor._slice(1, 3)
     dist.all_reduce(part)
     assert tensor.inplace_version == before  # as with Paddle's own groups
@@ -180,7 +180,7 @@ def check_layouts(rank: int, rng) -> None:
     if rank == 2:
         cleared = paddle.to_tensor(values[2])
     dist.broadcast(cleared, src=2)
-    same(cleared, values[2], "float32", "without memory")
+    have_same_bits(cleared, values[2], "float32", "without memory")
     infinite = paddle.to_tensor([np.nan, np.inf, 3e38, 1.0])
     dist.all_reduce(infinite)
     assert str(infinite.numpy()) == "[nan inf inf  4.]"

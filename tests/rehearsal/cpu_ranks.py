@@ -21,7 +21,7 @@ from pathlib import Path
 
 LLM = Path(__file__).resolve().parents[2] / "llm"
 RANKS = 4
-# Ranks that are still there by then are killed and the test fails; those that wait for one that never comes wait longer.
+# Ranks that still run by then are killed and the test fails; ranks that wait for a missing one have a longer timeout.
 LIMIT_S, PATIENCE_S = 300.0, 900.0
 SHORT_S = 4  # until a rank that is late is complained of, where that is what a scenario is about
 
@@ -30,7 +30,7 @@ SHORT_S = 4  # until a rank that is late is complained of, where that is what a 
 
 
 class Driver:
-    """This program, with a line in and a line out for each scenario."""
+    """This program, with a line of input and a line of output for each scenario."""
 
     def __init__(self) -> None:
         environment = {**os.environ, "PYTHONPATH": str(LLM), "OMP_NUM_THREADS": "1", "GLOG_minloglevel": "2"}
@@ -53,7 +53,7 @@ class Driver:
 
 @contextlib.contextmanager
 def driver() -> Iterator[Driver]:
-    """One that leaves nothing behind in shared memory."""
+    """A driver; it must leave nothing in shared memory."""
     before = set(os.listdir("/dev/shm"))
     started = Driver()
     try:
@@ -65,8 +65,8 @@ def driver() -> Iterator[Driver]:
     assert not {name for name in new if "oarlock" in name and not name.startswith(("oarlock-serve-", "oarlock-test-"))}
 
 
-def errors(result: dict) -> list[str]:
-    """What people would see: lines on stderr that tell of an error, of all ranks."""
+def read_errors(result: dict) -> list[str]:
+    """The error lines of all ranks on stderr, as users see them."""
     return [
         line
         for text in result["stderr"]
@@ -78,8 +78,8 @@ def errors(result: dict) -> list[str]:
 # The program.
 
 
-def drive() -> None:
-    """Read scenarios, run each, write what became of it."""
+def run_scenarios() -> None:
+    """Read scenarios, run each, and write its result."""
     from oarlock.environment.paddle_import import import_paddle
 
     import_paddle(1)
@@ -123,14 +123,14 @@ def run_ranks(scenario) -> dict:
     return {
         "codes": [codes.get(rank) for rank in range(RANKS)],
         "left": left,
-        "memory_left": users_of_memory(),
+        "memory_left": find_memory_users(),
         "stdout": texts[0],
         "stderr": texts[1],
     }
 
 
-def users_of_memory() -> list[str]:
-    """Processes of ours that still hold ranks' memory (this program itself never does)."""
+def find_memory_users() -> list[str]:
+    """Our processes that still hold rank memory (this program itself never does)."""
     found = []
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):
@@ -180,7 +180,7 @@ def start(scenario) -> None:
 
 
 def show(kind, error, trace) -> None:
-    """What exit_with and Python do with an error."""
+    """Print an error as exit_with and Python do."""
     from oarlock.cpu_ranks.process_group import announce_failure
     from oarlock.errors import OarlockError, report
 
@@ -192,4 +192,4 @@ def show(kind, error, trace) -> None:
 
 
 if __name__ == "__main__":
-    drive()
+    run_scenarios()

@@ -1,4 +1,4 @@
-"""Tensors that every rank of a scenario makes alike, and what NumPy says of them."""
+"""Tensors that are the same on every rank of a scenario, and NumPy's results for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CASES = [
 
 
 def make(rng, kind: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Values of the kind, every rank's in the first axis; bfloat16 as float32 that it can hold."""
+    """Values of a dtype, with the ranks along the first axis; bfloat16 as exactly representable float32."""
     shape = (RANKS, *shape)
     if kind == "bool":
         return np.resize(rng.integers(0, 2, 10_007).astype(bool), shape)
@@ -36,8 +36,8 @@ def tensor_of(values: np.ndarray, kind: str):
     return tensor.astype(kind) if kind == "bfloat16" else tensor
 
 
-def same(tensor, expected: np.ndarray, kind: str, what: str) -> None:
-    """The same bits (bfloat16 is widened, which loses none)."""
+def have_same_bits(tensor, expected: np.ndarray, kind: str, what: str) -> None:
+    """Whether the bits are equal (bfloat16 is widened, which is exact)."""
     import paddle
 
     found = (tensor.astype("float32") if tensor.dtype == paddle.bfloat16 else tensor).numpy()
@@ -45,8 +45,8 @@ def same(tensor, expected: np.ndarray, kind: str, what: str) -> None:
     assert found.tobytes() == expected.tobytes(), (what, kind, found, expected)
 
 
-def reduced(values: np.ndarray, operation: str, kind: str) -> np.ndarray:
-    """In rank order, halves in float32 with one rounding by Paddle."""
+def reduce_in_rank_order(values: np.ndarray, operation: str, kind: str) -> np.ndarray:
+    """Reduce in rank order; half types in float32 with a single rounding by Paddle."""
     combine = {"MAX": np.maximum, "MIN": np.minimum, "PROD": np.multiply}.get(operation, np.add)
     parts = values.astype(np.float32) if kind in ("float16", "bfloat16") else values
     total = parts[0].copy()

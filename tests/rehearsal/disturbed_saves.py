@@ -11,7 +11,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from helpers import flags
+from helpers import make_flags
 
 SPLIT = {"tensor_parallel_degree": 2, "pipeline_parallel_degree": 2, "save_total_limit": 1}
 
@@ -45,7 +45,7 @@ def main(folder: Path) -> int:
 
     found = {}
     for name, (ranks, options, disturbance, output) in RUNS.items():
-        words = flags(
+        words = make_flags(
             model_name_or_path=folder / "model", input_dir=folder / ("foreign" if "ids" in name else "data"), output_dir=folder / output, split="100,0,0",
             max_seq_length=32, per_device_train_batch_size=1, gradient_accumulation_steps=2, max_steps=4, save_steps=2,
             learning_rate=1e-3, logging_steps=1, do_train=1, report_to="none", device="cpu", num_threads=1,
@@ -58,7 +58,9 @@ def main(folder: Path) -> int:
 
 
 def one_rank(words: list[str], disturbance: str) -> int:
-    """Pretraining as it is, with the second save disturbed on rank 1, and notes of what a save sends."""
+    """Unmodified pretraining, except that the second save is disturbed on rank 1 and messages during a save are
+    counted.
+    """
     from oarlock.config.load import load_config
     from oarlock.config.pretrain import PretrainConfig
     from oarlock.cpu_ranks import process_group

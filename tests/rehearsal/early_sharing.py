@@ -26,9 +26,7 @@ def share(folder: Path, nodes: int, forged: object = None) -> int:
     os.environ |= {"PADDLE_RANK_IN_NODE": str(rank() % (RANKS // nodes)), "PADDLE_LOCAL_SIZE": str(RANKS // nodes)}
     if nodes == 1:
         sharing._gather_through_store = None  # not needed: they share a machine
-    if (
-        forged is not None
-    ):  # a stranger writes over everyone's values but the first ones, which say who shares a machine
+    if forged is not None:  # a stranger overwrites all values except the first ones, which say who shares a machine
         answers = iter([[json.dumps(["host", i // 2 * 2]) for i in range(RANKS)], [json.dumps(forged)] * RANKS])
         sharing._gather_through_store = lambda text: next(answers)
         sharing.make_node_key = lambda: ("host", rank() // 2 * 2)

@@ -1,4 +1,4 @@
-"""What Fleet's operators and layers must give on two tensor-parallel ranks: what one process or NumPy gives."""
+"""Fleet's operators and layers on two tensor-parallel ranks must give the results of one process or of NumPy."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def split(module=mp_ops) -> None:
 
 
 def names_of_paddlenlp() -> None:
-    """It calls these through paddle.distributed.collective."""
+    """PaddleNLP calls these through paddle.distributed.collective."""
     concat(collective)
     split(collective)
     cross_entropy(collective)
@@ -125,7 +125,7 @@ def cross_entropy(module=mp_ops) -> None:
 
 
 def fused_cross_entropy() -> None:
-    """Of a head that is split, in pieces of 6 rows and in one: the fused loss beside the whole scores' on one process."""
+    """For a sharded head, in chunks of 6 rows and in one: the fused loss equals that of the full logits on one process."""
     if library.why_missing():
         return
     labels = np.random.default_rng(1).integers(0, 16, (3, 5))
@@ -227,7 +227,7 @@ def sequence_operators() -> None:
 
 
 def tensor_parallel_wrapper() -> None:
-    """It gives every rank the first one's weights and inputs."""
+    """The wrapper gives every rank the weights and inputs of the first."""
     layer = paddle.nn.Linear(4, 4)
     layer.weight.set_value(array(rank(), 4, 4))
     wrapped = TensorParallel(layer, hcg(), strategy=None)
@@ -241,7 +241,7 @@ def pipeline_layer() -> None:
 
 
 def timers() -> None:
-    """Those of a pipeline's phases."""
+    """The timers of a pipeline's phases."""
     timer = timer_helper._Timer("forward")
     timer.start()
     timer.stop()
@@ -260,7 +260,7 @@ def plain_model():
 
 
 def sharded(stage: int) -> None:
-    """Two steps on halves of a batch are two steps on all of it."""
+    """Two steps on halves of a batch equal two steps on the full batch."""
     plain, model = plain_model(), plain_model()
     optimizers = [paddle.optimizer.AdamW(0.05, parameters=each.parameters()) for each in (plain, model)]
     common = {"group": group(), "device": "cpu"}

@@ -1,4 +1,4 @@
-"""Models and data that are looked for before there are process groups: do_hub(folder, case), do_data(folder, case)."""
+"""Models and data that are read before process groups exist: do_hub(folder, case), do_data(folder, case)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BEFORE_CONNECTING = [
 
 
 def do_hub(folder: Path, case: str) -> None:
-    """Names and folders of models, before there are groups."""
+    """Resolve names and folders of models before there are groups."""
     import time
     from unittest import mock
 
@@ -29,7 +29,7 @@ def do_hub(folder: Path, case: str) -> None:
     cache = folder / f"cache-{case}-{rank() // 2 if case == 'two_nodes' else 0}"
 
     def fake(name, files):
-        if (cache / files[0]).is_file():  # where the others look after the reader
+        if (cache / files[0]).is_file():  # where the other ranks look after the reader
             return cache / files[0]
         with open(calls, "a") as file:
             file.write(f"{rank()} {files[0]}\n")
@@ -54,7 +54,7 @@ def do_hub(folder: Path, case: str) -> None:
 
 
 def do_data(folder: Path, case: str) -> None:
-    """Fine-tuning data is tokenised by the first rank of each node; a wrong record stops all and is told by one."""
+    """The first rank of each node tokenizes fine-tuning data; a wrong record stops all ranks and is reported by one."""
     from unittest import mock
 
     from helpers import make_tiny_tokenizer
@@ -67,7 +67,7 @@ def do_data(folder: Path, case: str) -> None:
     records = [{"src": f"q{i}", "tgt": f"a{i}"} for i in range(5)] + [{"src": "q"}] * (case == "wrong")
     text = "\n".join(map(json.dumps, records))
     (place / f"of-{rank()}").mkdir(parents=True)
-    (place / f"of-{rank()}" / "train.jsonl").write_text(text)  # the content counts, not the place
+    (place / f"of-{rank()}" / "train.jsonl").write_text(text)  # the content counts, not the path
     tokenizer = load_tokenizer(str(make_tiny_tokenizer(place / f"of-{rank()}")))
     cache = place / (f"cache-{rank() // 2}" if case == "two_nodes" else "cache")
     section = FinetuneDataSection(dataset_name_or_path=str(place / f"of-{rank()}"), data_cache_dir=str(cache))

@@ -1,4 +1,4 @@
-"""Models of four ranks (tensor 2 x pipeline 2, and smaller plans), and checks of what they hold."""
+"""Models on four ranks (tensor 2 x pipeline 2, and smaller plans), and checks of their shards."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def build(folder: Path, config, plan: str, dtype: str = "float32", allow_pickle:
 
 
 def check(model, expected, dtype=np.float32, buffers: bool = True) -> None:
-    """Every parameter of this rank is its part of the whole one."""
+    """Every parameter of this rank is the right slice of the full one."""
     from oarlock.weights.layout import parameter_shards
 
     for parameter in parameter_shards(model):
@@ -62,7 +62,7 @@ def load_and_check(folder: Path, plan: str, form: str, dtype=np.float32, allow_p
 
 @contextlib.contextmanager
 def two_nodes():
-    """Two ranks a node, as two launchers on this host would have it."""
+    """Two ranks per node, as with two launchers on this host."""
     from oarlock.environment.ranks import rank
     from oarlock.parallel.nodes import find_node
 
@@ -77,7 +77,7 @@ def two_nodes():
 
 
 def expect_failure(action, message: str, first: int = 0) -> None:
-    """The first rank that fails tells why, the others stop without a word."""
+    """The first rank that fails reports the reason; the others stop silently."""
     from oarlock.environment.ranks import rank
     from oarlock.errors import OarlockError, StoppedWithOthers
 

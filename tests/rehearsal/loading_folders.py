@@ -1,4 +1,4 @@
-"""Folders of weights in every form that is read, with values that follow from the names."""
+"""Weight folders in every supported format, with values derived from the names."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 
-def whole_shapes(config) -> dict[str, tuple[int, ...]]:
-    """Of the model on one card."""
+def list_full_shapes(config) -> dict[str, tuple[int, ...]]:
+    """Parameter shapes of the model on one device."""
     from paddlenlp.transformers import LlamaForCausalLM
 
     from oarlock.models.construct import unsplit_config, without_values
@@ -27,13 +27,13 @@ def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def write(folder: Path, config, form: str = "paddle", leave_out: str = "", **other_shapes) -> None:
-    """A folder of weights, by rank 0."""
+    """Write a weight folder on rank 0."""
     from paddle.distributed import barrier
 
     from oarlock.environment.ranks import is_first_rank
 
     if is_first_rank():
-        shapes = {name: shape for name, shape in whole_shapes(config).items() if name != leave_out}
+        shapes = {name: shape for name, shape in list_full_shapes(config).items() if name != leave_out}
         arrays = {name: values(name, shape) for name, shape in shapes.items()}
         write_arrays(folder, arrays | {n: values(n, s) for n, s in other_shapes.items()}, form)
     barrier()
@@ -69,7 +69,7 @@ def write_arrays(folder: Path, arrays: dict[str, np.ndarray], form: str) -> None
 
 
 def save_torch(arrays: dict[str, np.ndarray], path: Path) -> None:
-    """What torch.save writes for a state dict of float32 tensors, without torch."""
+    """Write the file that torch.save makes of a float32 state dict, without torch."""
     import io
     import pickle
     import types

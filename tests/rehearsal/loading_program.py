@@ -35,14 +35,14 @@ def main(folder: Path) -> int:
 
 
 def all_scenarios(folder: Path) -> int:
-    """In a rank."""
+    """Run all scenarios on a rank."""
     from paddle.distributed import barrier
 
     from oarlock.cpu_ranks import process_group
     from oarlock.environment.ranks import rank
     from oarlock.models import build
 
-    process_group.install(60.0)  # as a run does at its start
+    process_group.install(60.0)  # as at the start of a run
     result: dict[str, object] = {}
     for scenario in BEFORE_CONNECTING:
         try:

@@ -77,7 +77,7 @@ def do_half_precision(folder: Path, plan: str) -> None:
 
 
 def do_as_on_a_device(folder: Path, plan: str) -> None:
-    """The road of tensors whose memory NumPy does not see."""
+    """Load tensors whose memory NumPy can't access."""
     from unittest import mock
 
     from oarlock.weights.copy_into_params import ParameterBuffer
@@ -93,7 +93,7 @@ def do_as_on_a_device(folder: Path, plan: str) -> None:
 
 
 def do_random(folder: Path, plan: str, **changes) -> None:
-    """The same as what one process draws."""
+    """The random values are those of one process."""
     from paddlenlp.transformers import LlamaForCausalLM
 
     from oarlock.models.init_weights import RandomWeights
@@ -139,7 +139,7 @@ def do_no_pipeline(folder: Path, plan: str) -> None:
 
 
 def do_as_paddlenlp(folder: Path, plan: str) -> None:
-    """PaddleNLP's own loading gives the same (it knows nothing of our layout)."""
+    """PaddleNLP's own loading gives the same weights (it does not know our layout)."""
     from paddlenlp.transformers import LlamaForCausalLM, LlamaForCausalLMPipe
 
     config = configuration(plan)
@@ -184,8 +184,8 @@ def do_pickle_not_allowed(folder: Path, plan: str) -> None:
     expect_failure(lambda: build(folder, config, plan), "add --allow_pickle_weights")
 
 
-def break_at(position: int, readers: tuple[int, ...] = (0,)):
-    """The tensor at a position can't be read any more after the check."""
+def make_unreadable_at(position: int, readers: tuple[int, ...] = (0,)):
+    """Make the tensor at a position unreadable after the check."""
     from unittest import mock
 
     from oarlock.environment.ranks import rank
@@ -205,7 +205,7 @@ def break_at(position: int, readers: tuple[int, ...] = (0,)):
 def do_broken_on_the_way(folder: Path, plan: str, position: int = 7) -> None:
     config = configuration(plan)
     write(folder, config)
-    with break_at(position):
+    with make_unreadable_at(position):
         expect_failure(lambda: build(folder, config, plan), "the disk is gone")
     check(build(folder, config, plan), values)  # nothing is left in the groups
 
@@ -217,5 +217,5 @@ def do_broken_at_the_end(folder: Path, plan: str) -> None:
 def do_one_of_two_nodes_broken(folder: Path, plan: str) -> None:
     config = configuration(plan)
     write(folder, config)
-    with two_nodes(), break_at(14, readers=(2,)):  # a tensor of the last stage
+    with two_nodes(), make_unreadable_at(14, readers=(2,)):  # a tensor of the last stage
         expect_failure(lambda: build(folder, config, plan), "the disk is gone", first=2)

@@ -10,7 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from helpers import flags
+from helpers import make_flags
 from oarlock.config.finetune import FinetuneConfig
 from oarlock.config.load import load_config
 from oarlock.environment.paddle_import import import_paddle
@@ -27,7 +27,7 @@ def main(model: Path, folder: Path) -> int:
 
     failed = 0
     for name, (ranks, plan) in PLANS.items():
-        words = flags(
+        words = make_flags(
             model_name_or_path=model, dataset_name_or_path=folder, output_dir=folder / name, lora=1, r=4, merge_weights=1,
             max_steps=3, src_length=16, tgt_length=16, per_device_train_batch_size=2, gradient_accumulation_steps=2,
             learning_rate=1e-2, adam_epsilon=1e-5, save_strategy="no", do_train=1, report_to="none", device="cpu",

@@ -14,9 +14,9 @@ from paddlenlp.transformers import LlamaConfig, Qwen2Config
 from paddlenlp.transformers.llama.modeling import LlamaLMHead
 from paddlenlp.transformers.qwen2.modeling import Qwen2LMHead
 
+from oarlock.decoder.model import defer_logits
 from oarlock.environment.ranks import rank
 from oarlock.ops import install, library
-from oarlock.ops.install import defer_logits
 from oarlock.ops.linear_cross_entropy import DeferredLogits
 from oarlock.parallel.object_collectives import all_gather_objects
 from oarlock.train.optim.seeds import reseed_tracker, seed_step
@@ -27,13 +27,13 @@ NAMES = ("global_seed", "local_seed", "model_parallel_rng")
 
 
 def draw(name: str = "") -> list[float]:
-    """From one of the tracker's generators, or from the default one."""
+    """Draw from one of the tracker's generators, or from the default one."""
     with get_rng_state_tracker().rng_state(name) if name else contextlib.nullcontext():
         return paddle.rand([8]).tolist()
 
 
 def tracker() -> None:
-    """Its states are there, and apart from each other and from the default one."""
+    """Its states exist and differ from each other and from the default one."""
     from paddlenlp.trainer.trainer_utils import set_seed
 
     set_seed(42)
@@ -46,7 +46,7 @@ def tracker() -> None:
 
 
 def block(x, weight):
-    """Dropout from three generators, as layers that are split and layers that are not have it."""
+    """Dropout from three generators, as in sharded and replicated layers."""
     x = F.dropout(x, 0.3)
     with get_rng_state_tracker().rng_state("local_seed"):
         x = x * F.dropout(weight, 0.3)
@@ -75,7 +75,7 @@ def recompute_draws_the_same_masks() -> None:
 
 
 def reseeded_tracker() -> None:
-    """A step's numbers are the same again, whatever was drawn before; see reseed_tracker."""
+    """A step draws the same numbers again, whatever was drawn before; see reseed_tracker."""
 
     def numbers(**where: int) -> dict[str, list[float]]:
         reseed_tracker(**({"seed": 1, "step": 5, "tensor_rank": rank()} | where))
@@ -93,11 +93,11 @@ def reseeded_tracker() -> None:
     expected = draw()
     seed_step(1, 5)
     numbers()
-    assert draw() == expected  # the default one is left alone
+    assert draw() == expected  # the default one is unchanged
 
 
 def tied_embeddings_on_two_stages() -> None:
-    """Fleet marks them nowhere, oarlock knows them."""
+    """Fleet does not mark them; Oarlock recognises them."""
     from paddlenlp.transformers import LlamaConfig, LlamaForCausalLMPipe
     from patched_layers import split
 
@@ -114,7 +114,7 @@ def tied_embeddings_on_two_stages() -> None:
 
 
 def split_heads() -> None:
-    """A marked head leaves its product to the loss, and loss and gradients are what ParallelCrossEntropy makes of it."""
+    """A marked head leaves its product to the loss; loss and gradients equal those of ParallelCrossEntropy."""
     if library.why_missing():
         return
     random = np.random.default_rng(4)

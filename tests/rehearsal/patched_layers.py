@@ -63,7 +63,7 @@ NEEDED_BY = {  # a patch -> a check that fails without it
 
 
 def main(folder: Path) -> int:
-    """In the parent: import, look at what a run on a GPU would do, fork the ranks."""
+    """In the parent: import, check what a run on a GPU would install, fork the ranks."""
     from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # some of Paddle's operators crash
@@ -74,7 +74,7 @@ def main(folder: Path) -> int:
 
     set_paddlenlp_log_level("error")
     with group_sharding._patch_fleet_for("gpu"):
-        outcomes = {"lends": who_is_lent_a_cpu(setup), "imported": imported()}
+        outcomes = {"lends": which_ranks_get_cpu_patches(setup), "imported": imported()}
     from oarlock.compat.patches import PATCHES
     from oarlock.cpu_ranks import fleet_patches
     from oarlock.cpu_ranks.fork_launch import launch
@@ -99,8 +99,8 @@ def imported() -> list[str]:
     return [name for name in names if f"oarlock.cpu_ranks.{name}" in sys.modules]
 
 
-def who_is_lent_a_cpu(setup) -> dict[str, bool]:
-    """Device and ranks -> whether the start of a run installs what is for CPUs."""
+def which_ranks_get_cpu_patches(setup) -> dict[str, bool]:
+    """Device and number of ranks -> whether the start of a run installs the patches for CPUs."""
     found = {}
     for device in ("cpu", "gpu"):
         for ranks in (1, 2):
@@ -116,12 +116,12 @@ def label(patch) -> str:
 
 
 def owner_name(owner) -> str:
-    """paddle._C_ops has the __name__ of another module."""
+    """The module name of an owner; paddle._C_ops has the __name__ of another module."""
     return next((name for name, module in list(sys.modules.items()) if module is owner), owner.__name__)
 
 
 def owners_and_holders(patch) -> tuple[list[str], list[str]]:
-    """What a patch changes, and the modules that hold what it replaces in the first of them."""
+    """The objects that a patch changes, and the modules that hold a reference to the original."""
     original = vars(patch.owners()[0]).get(patch.name)
     holders = [name for name, module in list(sys.modules.items()) if vars(module).get(patch.name, patch) is original]
     return [owner_name(owner) for owner in patch.owners()], [name for name in holders if name.startswith("paddle")]
@@ -133,7 +133,7 @@ def read(path: Path, code: int) -> str:
     return json.loads(path.read_text()) if path.exists() else f"exit code {code}"
 
 
-# In a rank.
+# On a rank.
 
 
 def run_check(name: str) -> None:
@@ -152,7 +152,7 @@ def connect() -> None:
 
 
 def split(**degrees: int) -> None:
-    """Groups for this plan (once more, for another)."""
+    """Create the groups of this plan (again, for another plan)."""
     from paddle.distributed import fleet
     from paddle.distributed.fleet.base import topology
 
@@ -175,14 +175,14 @@ def all_checks(folder: Path) -> int:
             barrier()
         except BaseException:
             result[name] = traceback.format_exc()
-            break  # the ranks are no longer at the same place
+            break  # the ranks are no longer in step
         result[name] = ""
     (folder / f"checks-{rank()}.json").write_text(json.dumps(result))
     return 0
 
 
 def without(patch, originals: list, folder: Path) -> int:
-    """The patch's check with Paddle's own in the place of this one patch."""
+    """The check of a patch with Paddle's original in place of this patch only."""
     from oarlock.compat.patches import patches_of
     from oarlock.cpu_ranks import fleet_patches
     from oarlock.environment.ranks import rank

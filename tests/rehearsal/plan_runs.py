@@ -1,4 +1,4 @@
-"""Start runs.py for a list of groups, in two processes: ranks wait for each other half of their time."""
+"""Start runs.py for a list of groups in two processes, because ranks spend half their time waiting for each other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PROCESSES = 2
 
 
 def run_groups(groups: list[dict[str, Any]], folder: Path, seconds: int) -> dict[tuple[int, int, int], dict[str, Any]]:
-    """Results by (group, plan, link of a chain).
+    """Return results by (group, plan, link of a chain).
 
     Args:
         seconds: after which it is given up.

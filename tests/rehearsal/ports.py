@@ -1,4 +1,4 @@
-"""Which ports the processes of a launch listen on while it runs."""
+"""Records the ports on which the processes of a launch listen while it runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LISTENS = "0A"
 
 
 class PortWatch:
-    """Looks at a process's descendants again and again, from `with` to its end.
+    """Polls the descendants of a process while its `with` block runs.
 
     Attributes:
         found: "program (pid) on address:port" of every TCP port that one of them listened on.

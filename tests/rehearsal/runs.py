@@ -1,8 +1,8 @@
 """Run many small plans from one warm process and say how each compares with one process: python runs.py SPEC OUT.
 
 SPEC (JSON): a list of groups {"model", "kind", "batch", "steps", "plans": [...]}, perhaps with "flags" for all runs;
-"model" is what differs from SMALL, or all of config.json where "whole" is true. A plan is {"ranks", "flags", ...} and
-may be a chain [{...}, {...}] of plans that go on from each other's checkpoints. OUT gets one entry a plan.
+"model" has the fields that differ from SMALL, or is a full config.json if "whole" is true. A plan is {"ranks", "flags",
+...}, or a chain [{...}, {...}] of plans that resume from each other's checkpoints. OUT gets one entry per plan.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "llm"))
 
-from helpers import ordinary_folder
+from helpers import make_folder_nontrivial
 from oarlock.config.finetune import FinetuneConfig
 from oarlock.config.load import load_config
 from oarlock.config.pretrain import PretrainConfig
@@ -58,11 +58,11 @@ def make_config(kind: str, model: Path, output: Path, steps: int, flags: dict[st
 
 
 def make_ordinary_model(content: dict[str, Any], folder: Path) -> int:
-    """A random model whose norms and biases are those of a trained one."""
+    """Save a random model whose norms and biases look trained."""
     from oarlock.train.rehearsal.rehearse import make_model
 
     code = make_model(content, folder)
-    ordinary_folder(folder)
+    make_folder_nontrivial(folder)
     return code
 
 

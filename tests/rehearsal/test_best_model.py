@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from helpers import flags, rows
+from helpers import make_flags, read_rows
 from oarlock.train.checkpoint.manifest import list_checkpoints, read_manifest
 from oarlock.weights.shard_index import WEIGHTS
 from oarlock.weights.sharded_store import ShardedStore
@@ -69,7 +69,7 @@ def log(runs: Path, name: str) -> str:
 
 
 def evaluations(runs: Path, name: str) -> list[tuple[int, float]]:
-    return [(row["step"], row["eval_loss"]) for row in rows(runs / name / "metrics.jsonl") if "eval_loss" in row]
+    return [(row["step"], row["eval_loss"]) for row in read_rows(runs / name / "metrics.jsonl") if "eval_loss" in row]
 
 
 def best_of(runs: Path, name: str) -> tuple[int, float]:
@@ -77,7 +77,7 @@ def best_of(runs: Path, name: str) -> tuple[int, float]:
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_training_stops_when_nothing_gets_better(runs, name):
+def test_training_stops_without_improvement(runs, name):
     found, (best, value) = evaluations(runs, name), best_of(runs, name)
     assert 2 < best < found[-1][0] < 40 and found[-1][0] == best + 2 * PATIENCE
     newest, *others = list_checkpoints(runs / name)
@@ -103,13 +103,13 @@ def test_the_final_model_is_the_best_one(runs, name):
     assert f"done: {best + 2 * PATIENCE} steps" in said and "stopping early" in said
 
 
-def test_a_resumed_run_decides_as_the_uninterrupted_one(runs):
-    """SIGTERM came at the step of an evaluation: the resumed run starts with it, also if SIGTERM interrupts it again."""
+def test_a_resumed_run_decides_as_an_uninterrupted_one(runs):
+    """SIGTERM arrives at an evaluation step: the resumed run begins with it, even if SIGTERM interrupts it again."""
     for name in ("cut", "interrupted"):
         assert "stopped by SIGTERM at step 4" in log(runs, name)
     assert "oarlock: step" not in log(runs, "interrupted")
     assert evaluations(runs, "cut") == evaluations(runs, "one")
-    epochs = [[row["epoch"] for row in rows(runs / name / "metrics.jsonl")] for name in ("one", "cut")]
+    epochs = [[row["epoch"] for row in read_rows(runs / name / "metrics.jsonl")] for name in ("one", "cut")]
     assert epochs[0] == epochs[1]
     one, cut = (load_file(runs / name / "model.safetensors") for name in ("one", "cut"))
     assert all(np.array_equal(one[key], cut[key]) for key in one)
@@ -120,8 +120,8 @@ def test_a_run_that_stopped_early_is_complete(runs):
     assert "this run is complete" in said and "is the final model" in said and "oarlock: step" not in said
 
 
-def test_scores_of_the_answers(runs):
-    row = [row for row in rows(runs / "one" / "metrics.jsonl") if "eval_bleu" in row][-1]
+def test_metrics_of_the_answers(runs):
+    row = [row for row in read_rows(runs / "one" / "metrics.jsonl") if "eval_bleu" in row][-1]
     assert {"eval_exact_match", "eval_rouge_1", "eval_rouge_2", "eval_rouge_l"} <= set(row)
     assert 0 < row["eval_rouge_1"] < 1 and 0 <= row["eval_bleu"] < 100
     assert "tok:zh" in log(runs, "one")
@@ -130,7 +130,7 @@ def test_scores_of_the_answers(runs):
 def test_fixed_prompts_are_answered_at_every_evaluation(runs):
     from visualdl import LogReader
 
-    found = [row for row in rows(runs / "one" / "samples.jsonl") if "source" in row]
+    found = [row for row in read_rows(runs / "one" / "samples.jsonl") if "source" in row]
     steps = [step for step, _ in evaluations(runs, "one")]
     assert [(row["step"], row["source"]) for row in found] == [
         (step, f"prompts.jsonl:{line}") for step in steps for line in (1, 2)
@@ -159,7 +159,7 @@ def main(folder: Path, model: Path) -> int:
 
     set_paddlenlp_log_level("error")
     for name, (ranks, changes, stop_at, output) in RUNS.items():
-        words = flags(**({
+        words = make_flags(**({
             "model_name_or_path": model, "dataset_name_or_path": folder / "data", "output_dir": folder / output,
             "src_length": 32, "tgt_length": 16, "do_train": 1, "do_eval": 1, "max_steps": 40, "learning_rate": 3e-2,
             "per_device_train_batch_size": 8, "eval_steps": 2, "save_steps": 1000, "save_total_limit": 1,
@@ -176,7 +176,7 @@ def main(folder: Path, model: Path) -> int:
 
 
 def run(words: list[str], stop_at: int, folder: Path) -> int:
-    """In a rank: a whole fine-tuning run."""
+    """A complete fine-tuning run on one rank."""
     from paddlenlp.trainer import TrainerCallback
 
     from oarlock.config import FinetuneConfig, load_config

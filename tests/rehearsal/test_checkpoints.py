@@ -15,7 +15,7 @@ import pytest
 from disturbed_saves import RUNS
 from safetensors.numpy import load_file
 
-from helpers import rows
+from helpers import read_rows
 from oarlock.cli.main import main as oarlock
 from oarlock.data.corpus.build_corpus import BuildOptions, build_corpus
 from oarlock.train.checkpoint.manifest import list_checkpoints, read_manifest, verify
@@ -35,7 +35,7 @@ def runs(tmp_path_factory, tiny_config) -> Path:
     shutil.copytree(tiny_config, folder / "model")
     shutil.copytree(folder / "data", folder / "foreign")
     ids = np.fromfile(folder / "foreign" / "c.bin", np.uint16)
-    ids[::50] = 600  # the model has 512, and the notes beside the corpus say nothing of it
+    ids[::50] = 600  # the model has 512 rows, and the notes of the corpus do not mention it
     ids.tofile(folder / "foreign" / "c.bin")
     program = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("disturbed_saves.py")), str(folder)],
@@ -56,7 +56,7 @@ def log(runs: Path, name: str, rank: int = 0) -> str:
 
 @pytest.fixture
 def command(capsys):
-    """Runs `oarlock checkpoint ...`: (exit code, what it printed)."""
+    """Run `oarlock checkpoint ...` and return (exit code, output)."""
     before = signal.getsignal(signal.SIGTERM)
 
     def run(*words) -> tuple[int, str]:
@@ -71,18 +71,18 @@ def command(capsys):
 
 @pytest.fixture
 def copy(runs, tmp_path):
-    """A checkpoint to be damaged."""
+    """A copy of a checkpoint that a test may damage."""
     return shutil.copytree(runs / "split" / "checkpoint-4", tmp_path / "checkpoint-4")
 
 
 @pytest.mark.parametrize("name", ["split", "stage3", "background", "resumed"])
-def test_runs_that_end_well(runs, name):
+def test_all_runs_succeed(runs, name):
     assert not any(codes(runs, name)), log(runs, name)
 
 
 @pytest.mark.parametrize("name", ["split", "stage3"])
-def test_every_rank_writes_its_own_part(runs, name):
-    """Every element is written once, by all ranks about the same, and next to nothing is sent for it."""
+def test_every_rank_writes_its_own_shards(runs, name):
+    """Every element is written once, the ranks write equal amounts, and almost nothing is sent."""
     ranks, folder = RUNS[name][0], runs / name / "checkpoint-4"
     sizes = [(folder / shard_file_name(rank)).stat().st_size for rank in range(ranks)]
     model = load_file(runs / name / "model.safetensors")
@@ -91,11 +91,11 @@ def test_every_rank_writes_its_own_part(runs, name):
             ranges = [piece.range for name in model for _, piece in pieces.where[f"{kind}/{name}"]]
             assert sum(stop - start for start, stop in ranges) == sum(array.size for array in model.values())
     assert max(sizes) < 1.5 * sum(sizes) / ranks
-    for save in rows(runs / name / "sent-0.jsonl"):
+    for save in read_rows(runs / name / "sent-0.jsonl"):
         assert 0 < save["bytes"] < 0.1 * sum(sizes), save
 
 
-def test_inspect(runs, command):
+def test_inspect_lists_the_checkpoint(runs, command):
     folder = runs / "split" / "checkpoint-4"
     code, text = command("inspect", folder)
     manifest = read_manifest(folder)
@@ -109,7 +109,7 @@ def test_inspect(runs, command):
     assert "not a checkpoint" in command("inspect", runs / "data")[1]
 
 
-def test_verify(runs, command, copy):
+def test_verify_finds_damage(runs, command, copy):
     code, text = command("verify", copy)
     assert code == 0 and f"{copy}: complete (" in text and "step 4" in text
     for name in (shard_file_name(2), "tensors.json", "tokenizer.json", "config.json"):
@@ -128,7 +128,7 @@ def test_verify(runs, command, copy):
 
 
 @pytest.mark.parametrize("name", ["split", "stage3"])
-def test_consolidated_is_the_final_model(runs, command, tmp_path, name):
+def test_a_consolidated_checkpoint_equals_the_final_model(runs, command, tmp_path, name):
     code, text = command("consolidate", runs / name / "checkpoint-4", tmp_path / "one")
     assert code == 0, text
     written = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
@@ -143,7 +143,7 @@ def test_consolidated_is_the_final_model(runs, command, tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
 
 
-def test_consolidated_loads_with_paddlenlp(runs, command, tmp_path):
+def test_a_consolidated_checkpoint_loads_with_paddlenlp(runs, command, tmp_path):
     from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 
     import_paddle()
@@ -160,7 +160,7 @@ def test_consolidated_loads_with_paddlenlp(runs, command, tmp_path):
     assert AutoTokenizer.from_pretrained(str(tmp_path / "one")).vocab_size == 512
 
 
-def test_consolidate_refuses(runs, command, copy, tmp_path):
+def test_consolidate_refuses_bad_input(runs, command, copy, tmp_path):
     (tmp_path / "file").write_text("something")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "model.safetensors").write_text("somebody's")
@@ -176,8 +176,8 @@ def test_consolidate_refuses(runs, command, copy, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "file", "full"]
 
 
-def test_a_checkpoint_written_in_the_background_is_the_same(runs):
-    """Although training had gone on when it was written."""
+def test_a_checkpoint_written_in_the_background_is_identical(runs):
+    """Training continues while it is written."""
     one, other = (read_manifest(runs / name / "checkpoint-2").files for name in ("stage3", "background"))
     assert one.keys() == other.keys()
     assert all(
@@ -189,11 +189,11 @@ def test_a_checkpoint_written_in_the_background_is_the_same(runs):
 def test_save_total_limit(runs):
     assert [path.name for path in list_checkpoints(runs / "stage3")] == ["checkpoint-4", "checkpoint-2"]
     assert [path.name for path in list_checkpoints(runs / "split")] == ["checkpoint-4"]
-    assert [path.name for path in list_checkpoints(runs / "killed")] == ["checkpoint-4"]  # by the run that went on
+    assert [path.name for path in list_checkpoints(runs / "killed")] == ["checkpoint-4"]  # by the resumed run
 
 
 @pytest.mark.parametrize("name", ["full", "full_background"])
-def test_a_full_disk_leaves_the_checkpoint_before(runs, name):
+def test_a_full_disk_leaves_the_previous_checkpoint(runs, name):
     """The second save of rank 1 finds no space."""
     assert codes(runs, name) == [1, 1]
     console = log(runs, name, 0)
@@ -205,7 +205,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(runs, name):
 
 
 def test_a_rank_killed_while_it_saves(runs):
-    """The ranks stop, the checkpoint before is whole, and the same command resumes from it to the same end."""
+    """All ranks stop, the previous checkpoint is complete, and the same command resumes from it with the same result."""
     assert codes(runs, "killed") == [1, -signal.SIGKILL]
     assert "rank 1 (pid" in log(runs, "killed") and "died without an error message" in log(runs, "killed")
     assert "checkpoint-2 is complete; the same command resumes from it" in log(runs, "killed")
@@ -217,8 +217,8 @@ def test_a_rank_killed_while_it_saves(runs):
 
 
 @pytest.mark.parametrize("name", ["removed", "removed_background"])
-def test_an_output_folder_that_is_removed(runs, name):
-    """Before the second save: one sentence, and all ranks end."""
+def test_a_removed_output_folder_stops_all_ranks(runs, name):
+    """It is removed before the second save: one error message, and all ranks exit."""
     assert codes(runs, name) == [1, 1]
     console = log(runs, name, 0)
     assert console.count("oarlock: error") == 1 and "was removed during the run. There is no earlier" in console
@@ -226,8 +226,8 @@ def test_an_output_folder_that_is_removed(runs, name):
 
 
 @pytest.mark.parametrize("name", ["ids", "ids_at_opening"])
-def test_ids_that_the_model_has_no_row_for(runs, name):
-    """Found when the corpus is opened; in what was not looked at then, by the process that reads the sample."""
+def test_ids_beyond_the_vocabulary_are_reported(runs, name):
+    """When the corpus is opened, or by the process that reads the sample if it was not checked then."""
     assert codes(runs, name) == [1, 1]
     said = {rank: log(runs, name, rank) for rank in (0, 1)}
     place = "c.bin: token 0 is id 600" if name == "ids_at_opening" else "the data contains token id 600"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
-from cpu_ranks import RANKS, SHORT_S, driver, errors
+from cpu_ranks import RANKS, SHORT_S, driver, read_errors
 
 
 @pytest.fixture(scope="module")
@@ -14,22 +14,22 @@ def run():
         yield started
 
 
-def test_operations_against_numpy(run):
+def test_operations_equal_numpy(run):
     result = run("operations")
     assert result["codes"] == [0] * RANKS, result["stderr"]
     assert result["stdout"][0].splitlines()[-1] == "all operations are right"
 
 
-def test_fleet_starts_on_it(run):
+def test_fleet_starts_on_the_cpu_group(run):
     result = run("fleet")
     assert result["codes"] == [0] * RANKS, result["stderr"]
 
 
 @pytest.mark.parametrize("what", ["waiting", "computing"])
-def test_a_killed_rank_stops_all(run, what):
+def test_a_killed_rank_stops_all_ranks(run, what):
     result = run(f"killed_while_{what}")
     assert result["codes"] == [1, 1, -signal.SIGKILL, 1]
-    found = errors(result)
+    found = read_errors(result)
     assert len(found) == 1 and "rank 2 (pid" in found[0] and "died without an error message" in found[0], found
     assert "died without an error message" in result["stderr"][0]  # the lowest rank's, which the launcher shows
 
@@ -37,7 +37,7 @@ def test_a_killed_rank_stops_all(run, what):
 def test_an_exception_is_shown_once(run):
     result = run("raises")
     assert result["codes"] == [1] * RANKS
-    found = errors(result)
+    found = read_errors(result)
     assert found == ["Traceback (most recent call last):", "ValueError: the data is broken"]
     assert "Traceback" in result["stderr"][1]
 
@@ -45,13 +45,13 @@ def test_an_exception_is_shown_once(run):
 def test_an_announced_failure_is_shown_once(run):
     result = run("announces")
     assert result["codes"] == [1] * RANKS
-    assert errors(result) == ["oarlock: error (rank 3): no such corpus"]
+    assert read_errors(result) == ["oarlock: error (rank 3): no such corpus"]
 
 
-def test_failure_inside_a_backward_pass(run):
+def test_a_failure_in_a_backward_pass_stops_all_ranks(run):
     result = run("fails_in_backward")
     assert result["codes"] == [1] * RANKS
-    found = errors(result)
+    found = read_errors(result)
     assert len(found) == 1 and "rank 1 all_reduce (sum) of float32, 16 bytes" in found[0], result["stderr"]
 
 
@@ -73,6 +73,6 @@ def test_failure_inside_a_backward_pass(run):
 def test_error_texts(run, scenario, words):
     result = run(scenario)
     assert sum(map(bool, result["codes"])) >= 3, result
-    shown = [line for line in errors(result) if line.startswith("oarlock: error")]
-    assert len(shown) == len(errors(result)) == (2 if scenario == "several_machines" else 1), result["stderr"]
+    shown = [line for line in read_errors(result) if line.startswith("oarlock: error")]
+    assert len(shown) == len(read_errors(result)) == (2 if scenario == "several_machines" else 1), result["stderr"]
     assert all(word in shown[0] for word in words), shown

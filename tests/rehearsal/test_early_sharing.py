@@ -1,5 +1,6 @@
-"""Where no CPU group is installed, as on GPUs, ranks of one machine share values in memory and those of others by Paddle's
-store; what comes from there chooses nothing."""
+"""Without a CPU group, as on GPUs, ranks share values in memory on one machine and through Paddle's store between
+machines.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +26,16 @@ def shared(tmp_path_factory):
     return get
 
 
-def test_ranks_of_one_machine_need_no_store(shared):
+def test_ranks_on_one_machine_need_no_store(shared):
     assert shared(1, False) == [[["/of/0", ["/of/0"]], [0] * (rank == 0), ""] for rank in range(4)]
 
 
-def test_nodes_compare_what_they_found(shared):
+def test_nodes_compare_their_data(shared):
     both = ["/of/0", "/of/2"]
     assert shared(2, False) == [[[f"/of/{rank // 2 * 2}", both], [rank] * (rank % 2 == 0), ""] for rank in range(4)]
 
 
-def test_what_a_stranger_writes_into_the_store_chooses_nothing(shared):
+def test_values_from_strangers_in_the_store_are_ignored(shared):
     for rank, (found, _, problem) in enumerate(shared(2, True)):
         own = f"/of/{rank // 2 * 2}"
         assert found == [own, [own, "/of/a stranger"] if rank < 2 else ["/of/a stranger", own]] and not problem

@@ -1,4 +1,4 @@
-"""Every family under the plans it has, with every method it has, against one process: a few steps each."""
+"""Every family under its supported plans, with every supported method, equals one process for a few steps."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def ways(name: str, method: str) -> list[str]:
-    """The plans of two ranks that a family has for a method."""
+def list_plans(name: str, method: str) -> list[str]:
+    """The plans of two ranks that a family supports with a method."""
     family = FAMILIES[name]
     if method == "prefix" and not family.kv_axes:
         return []
     found = ["tensor"] if family.tensor_parallel else ["data"]
-    if name == "opt" and method in ("full", "lora"):  # tied, and read by Fleet for what it has not
+    if name == "opt" and method in ("full", "lora"):  # tied, and Fleet reads an attribute that it lacks
         found.append("slices")
     if family.sequence_parallel and method in ("full", "lora"):
         found.append("sequence")
@@ -42,7 +42,7 @@ def ways(name: str, method: str) -> list[str]:
 def group(name: str, method: str) -> dict[str, Any]:
     flags = METHODS[method]
     plans = []
-    for way in ways(name, method):
+    for way in list_plans(name, method):
         batch = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1 if way in ("data", "slices") else 2}
         plans.append({"ranks": 2, "flags": batch | WAYS[way] | flags})
     model = TINY[name] | {"model_type": name, "architectures": [FAMILIES[name].architecture]}
@@ -50,11 +50,11 @@ def group(name: str, method: str) -> dict[str, Any]:
     return common | {"model": model, "flags": flags, "plans": plans}
 
 
-GROUPS = [(name, method) for name in TINY for method in METHODS if ways(name, method)]
+GROUPS = [(name, method) for name in TINY for method in METHODS if list_plans(name, method)]
 CASES = [
     pytest.param(number, position, id=f"{name}-{method}-{way}")
     for number, (name, method) in enumerate(GROUPS)
-    for position, way in enumerate(ways(name, method))
+    for position, way in enumerate(list_plans(name, method))
 ]
 
 

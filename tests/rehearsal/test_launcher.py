@@ -13,7 +13,7 @@ import pytest
 from ports import PortWatch
 from safetensors.numpy import load_file
 
-from helpers import LLM, flags, rows
+from helpers import LLM, make_flags, read_rows
 
 
 def run(words, processes: int, folder, module: str = "launch") -> subprocess.CompletedProcess[str]:
@@ -41,13 +41,13 @@ def run(words, processes: int, folder, module: str = "launch") -> subprocess.Com
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tiny_model):
-    """plan name -> its folder; run when first asked for."""
+    """Plan name -> its folder; each runs on first use."""
     done: dict[str, Any] = {}
 
     def get(name: str, processes: int, micro: int, **options: Any) -> Any:
         if name not in done:
             folder = tmp_path_factory.mktemp(name)
-            words = flags(
+            words = make_flags(
                 model_name_or_path=tiny_model, output_dir=folder / "out", max_steps=6, src_length=32, tgt_length=16,
                 per_device_train_batch_size=micro, gradient_accumulation_steps=2, per_device_eval_batch_size=5,
                 learning_rate=1e-3, adam_epsilon=1e-5, logging_steps=1, save_steps=3, do_train=1, do_eval=1,
@@ -70,9 +70,9 @@ def runs(tmp_path_factory, tiny_model):
         ("stage3", 2, {"sharding": "stage3", "stage3_min_elements": 256, "async_save": 1}),
     ],
 )
-def test_two_processes_equal_one(runs, name, micro, options):
+def test_two_processes_equal_one_process(runs, name, micro, options):
     one, two = runs("one", 1, 4), runs(name, 2, micro, **options)
-    alone, together = rows(one / "metrics.jsonl"), rows(two / "metrics.jsonl")
+    alone, together = read_rows(one / "metrics.jsonl"), read_rows(two / "metrics.jsonl")
     assert len(alone) == len(together) == 7
     compared = 0
     for a, b in zip(alone, together, strict=True):
@@ -82,7 +82,7 @@ def test_two_processes_equal_one(runs, name, micro, options):
                 compared += 1
         assert a.get("samples") == b.get("samples")
     assert compared >= 12
-    answers = [[row["answer"] for row in rows(folder / "samples.jsonl")] for folder in (one, two)]
+    answers = [[row["answer"] for row in read_rows(folder / "samples.jsonl")] for folder in (one, two)]
     assert answers[0] == answers[1] and len(answers[0]) > 3  # through tensor and pipeline ranks too
     weights = [load_file(folder / "model.safetensors") for folder in (one, two)]
     assert weights[0].keys() == weights[1].keys()

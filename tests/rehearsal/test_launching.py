@@ -1,4 +1,4 @@
-"""The launch scripts with Paddle's real launcher: a killed rank comes back, and two launchers are two nodes."""
+"""The launch scripts with Paddle's real launcher: a killed rank is restarted, and two launchers act as two nodes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from ports import PortWatch
 
-from helpers import ROOT, rows
+from helpers import ROOT, read_rows
 
 FLAGS = {
     "max_steps": 14, "max_seq_length": 32, "logging_steps": 1, "save_steps": 4, "learning_rate": 1e-3, "eval_steps": 100,
@@ -26,7 +26,7 @@ FLAGS = {
 def start(
     tmp_path: Path, name: str, model: Path, data: Path, flags: dict, **variables: object
 ) -> subprocess.Popen[str]:
-    """run_trainer.sh on CPU ranks."""
+    """Start run_trainer.sh on CPU ranks."""
     environment = os.environ | {
         "DEVICE": "cpu", "MODEL": str(model), "TOKENIZER": str(model), "DATA": str(data), "PYTHON": sys.executable,
         "OUTPUT": str(tmp_path / name), "LOG_DIR": str(tmp_path / f"{name}-log"),
@@ -39,7 +39,7 @@ def start(
 
 
 def finish(*processes: subprocess.Popen[str]) -> None:
-    """Wait for launches to end well; no process of theirs listens on a port."""
+    """Wait until launches succeed; none of their processes may listen on a port."""
     try:
         with contextlib.ExitStack() as stack:
             watches = [stack.enter_context(PortWatch(process.pid)) for process in processes]
@@ -54,11 +54,11 @@ def finish(*processes: subprocess.Popen[str]) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def losses(folder: Path) -> dict[int, float]:
-    return {row["step"]: row["loss"] for row in rows(folder / "metrics.jsonl") if "loss" in row}
+def read_losses(folder: Path) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in read_rows(folder / "metrics.jsonl") if "loss" in row}
 
 
-def ranks_of(folder: Path) -> list[int]:
+def find_ranks(folder: Path) -> list[int]:
     """Process ids of the trainers that write into a folder, in rank order."""
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
@@ -73,7 +73,7 @@ def ranks_of(folder: Path) -> list[int]:
     return [found[number] for number in sorted(found)]
 
 
-def test_a_killed_rank_comes_back_to_the_same_losses(tmp_path, tiny_model, corpus):
+def test_a_restarted_rank_continues_with_the_same_losses(tmp_path, tiny_model, corpus):
     flags = {"sharding": "stage1", "tensor_parallel_degree": 1}
     finish(start(tmp_path, "whole", tiny_model, corpus, flags, GPUS=2))
     process = start(tmp_path, "killed", tiny_model, corpus, flags, GPUS=2, MAX_RESTART=2)
@@ -81,14 +81,14 @@ def test_a_killed_rank_comes_back_to_the_same_losses(tmp_path, tiny_model, corpu
     while not list((tmp_path / "killed").glob("checkpoint-*/manifest.json")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
-    os.kill(ranks_of(tmp_path / "killed")[-1], signal.SIGKILL)
+    os.kill(find_ranks(tmp_path / "killed")[-1], signal.SIGKILL)
     finish(process)
-    expected = losses(tmp_path / "whole")
-    assert len(expected) == 14 and losses(tmp_path / "killed") == expected
+    expected = read_losses(tmp_path / "whole")
+    assert len(expected) == 14 and read_losses(tmp_path / "killed") == expected
 
 
 @pytest.mark.parametrize("flags", [{"sharding": "", "tensor_parallel_degree": 2}], ids=["tensor"])
-def test_two_launchers_are_two_nodes(tmp_path, tiny_model, corpus, flags):
+def test_two_launchers_act_as_two_nodes(tmp_path, tiny_model, corpus, flags):
     flags = flags | {"max_steps": 5}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -100,7 +100,7 @@ def test_two_launchers_are_two_nodes(tmp_path, tiny_model, corpus, flags):
     finish(*nodes)
     one = {"sharding": "", "max_steps": 5, "tensor_parallel_degree": 1}
     finish(start(tmp_path, "one", tiny_model, corpus, one, GPUS=1))
-    found, expected = losses(tmp_path / "nodes"), losses(tmp_path / "one")
+    found, expected = read_losses(tmp_path / "nodes"), read_losses(tmp_path / "one")
     assert len(expected) == 5
     for step, loss in expected.items():
         assert found[step] == pytest.approx(loss, rel=1e-5)

@@ -1,4 +1,4 @@
-"""Weights and random starts on four ranks (tensor 2 x pipeline 2, and smaller plans), from every kind of file."""
+"""Weights and random initialization on four ranks (tensor 2 x pipeline 2, and smaller plans), from every file format."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.parametrize("scenario", [*BEFORE_CONNECTING, *SCENARIOS])
-def test_loading(results, scenario):
+def test_every_loading_scenario_passes(results, scenario):
     for rank, result in enumerate(results):
         assert result.get(scenario, "not reached") == "", f"rank {rank}: {result.get(scenario)}"
 
 
-def test_the_reader_reads_and_the_others_do_not(results):
+def test_only_the_first_rank_of_a_node_reads_files(results):
     opened = [result["opened"] for result in results]
     assert opened[0] > 0 and opened[1:] == [0, opened[2], 0]
     assert opened[2] == 2, "only where ranks 2 and 3 were a node of their own"

@@ -1,4 +1,4 @@
-"""LoRA, QLoRA, prefix tuning and p-tuning under the plans, against one process; and adapters that change plans.
+"""LoRA, QLoRA, prefix tuning and p-tuning under the plans equal one process; adapters change plans.
 
 Losses and gradient norms of every step to 1e-5 relative, and every trained weight after every step (see runs.py).
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from plan_runs import run_groups
-from test_plans import BATCH, MODELS, PP, TP, plan, until
+from test_plans import BATCH, MODELS, PP, TP, plan, wait_until
 
 LORA = {"lora": 1, "r": 4, "lora_plus_scale": 4}
 QLORA = {"qlora": 1, "r": 4, "rslora": 1}
@@ -27,8 +27,8 @@ STAGED = [
     plan(4, **{TP: 2, PP: 2, "recompute": 1}),
     plan(4, 2, micro=1, sharding="stage2", **{PP: 2}),
 ]
-# An adapter goes on under other plans from where the one before it stopped.
-CHAIN = [until(3, plan(4, **{TP: 2, PP: 2})), until(6, plan(2, 2, sharding="stage3")), plan(1)]
+# Each adapter continues under another plan where the previous one stopped.
+CHAIN = [wait_until(3, plan(4, **{TP: 2, PP: 2})), wait_until(6, plan(2, 2, sharding="stage3")), plan(1)]
 STEPS = 4
 
 GROUPS: list[dict[str, Any]] = [
@@ -79,8 +79,8 @@ def test_a_method_under_a_plan_equals_one_process(results, group, position, link
     assert result["num_losses"] == last - result["steps_before"]
 
 
-def test_only_what_is_trained_is_kept_in_optimizer_and_gradients(results):
-    """LoRA of rank 4 on two layers of width 32: the frozen model has no gradients and no states."""
+def test_only_trained_parameters_have_gradients_and_optimizer_state(results):
+    """LoRA of rank 4 on two layers of width 32: the frozen model has no gradients and no optimizer state."""
     matrices = 2 * 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))  # q, o; k, v (grouped); gate, up, down
     data_parallel = results[0, 0, 0]
     for rank in range(2):

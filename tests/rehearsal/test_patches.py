@@ -1,4 +1,4 @@
-"""The table of what Oarlock changes in Paddle and PaddleNLP: each patch is needed, and with it the results are right.
+"""The table of patches to Paddle and PaddleNLP: each patch is needed, and with it the results are correct.
 
 patched_layers.py tries those that Fleet needs on CPUs, in processes of its own. For the others SHOWN_BY names a test, or
 NOT_SHOWN says why there is none.
@@ -42,28 +42,28 @@ FAILURES = {
     "ParamStorage.add_rank_params": "Tensor not initialized yet",
 }
 
-# Replacements of the table, without "oarlock.", and the test that fails without them. Of those that are there for speed
-# it shows that the results are the same.
+# Replacements of the table, without "oarlock.", and the test that fails without them. For those that only make things
+# faster, it shows that the results are the same.
 SHOWN_BY = {
-    "compat.lazy_imports:*": "unit/ops/test_light_imports.py::test_the_parts_are_left_out",
-    "environment.matmul_library:*": "unit/ops/test_products.py::test_who_multiplies",
+    "compat.lazy_imports:*": "unit/ops/test_lazy_imports.py::test_unused_parts_are_not_imported",
+    "environment.matmul_library:*": "unit/ops/test_products.py::test_which_library_multiplies",
     "cpu_ranks.process_group:current_run": "rehearsal/test_launching.py::ports",
-    "ops.corrections:*": "parity/test_frozen_operators.py::test_a_correction_is_needed",
+    "ops.corrections:*": "parity/test_frozen_operators.py::test_each_correction_is_needed",
     "ops.attention:*": "parity/test_fused_attention.py::test_logits_and_gradients",
-    "ops.*:*": "parity/test_fused_step.py::test_losses_are_the_same",
-    "models.init_weights:without_values": "unit/models/test_initial.py::test_without_values_ends",
-    "models.init_weights:_replaced_normal": "unit/models/test_initial.py::test_distributions_are_paddlenlps",
-    "export.static_graph:*": "parity/test_export.py::test_every_family_becomes_a_static_graph",
-    "models.forward:*": "parity/test_families.py::test_rows_of_a_batch_and_ids_equal_to_the_padding_change_nothing",
+    "ops.*:*": "parity/test_fused_step.py::test_losses_do_not_change",
+    "models.init_weights:without_values": "unit/models/test_initial.py::test_skipping_initialization_ends_with_its_block",
+    "models.init_weights:_replaced_normal": "unit/models/test_initial.py::test_distributions_equal_paddlenlp",
+    "export.static_graph:*": "parity/test_export.py::test_every_family_is_exported_as_a_static_graph",
+    "models.forward:*": "parity/test_families.py::test_logits_do_not_depend_on_other_rows_or_on_padding_ids",
     "models.construct:*": "parity/test_tied_head.py::test_paddlenlps_own_opt_keeps_its_output_layer",
-    "models.packing:*": "parity/test_packed_examples.py::test_packed_equals_unpacked",
+    "models.packing:*": "parity/test_packed_examples.py::test_packed_examples_equal_unpacked_ones",
     "peft.qlora:*": "unit/ops/test_quantized.py::test_the_product_and_its_gradient",
-    "peft.prefix_tuning:*": "parity/test_prefix.py::test_paddlenlp_gives_grouped_heads_the_shape_of_full_ones",
+    "peft.prefix_tuning:*": "parity/test_prefix.py::test_paddlenlp_sizes_the_prefix_for_ungrouped_heads",
     "peft.p_tuning:*": "parity/test_family_methods.py::test_p_tuning",
     "parallel.sharded_gradients:*": "rehearsal/test_plans.py::test_stage_2_under_a_pipeline_keeps_half_of_the_gradients",
     "train.step.pipeline_step:*": "rehearsal/test_plans.py::test_a_plan_equals_one_process",
-    "train.optim.optimizer:*": "parity/test_weight_decay.py::test_as_transformers_decays",
-    "peft.lora:*": "rehearsal/test_methods.py::test_only_what_is_trained_is_kept_in_optimizer_and_gradients",
+    "train.optim.optimizer:*": "parity/test_weight_decay.py::test_decayed_parameters_equal_transformers",
+    "peft.lora:*": "rehearsal/test_methods.py::test_only_trained_parameters_have_gradients_and_optimizer_state",
 }
 NOT_SHOWN = {
     "cpu_ranks.process_group:new_group": "Gloo's groups fail in two of three runs, which no test can wait for",
@@ -71,7 +71,7 @@ NOT_SHOWN = {
     "ops.malloc:*": "changes the speed only: benchmarks/rms_norm.py",
     "train.data_loading:*": "Paddle's loader hangs without it",
 }
-# Files that set attributes of other objects which are no patches of Paddle or PaddleNLP.
+# Files that set attributes of other objects, but do not patch Paddle or PaddleNLP.
 OTHER_OBJECTS = {
     "models/build.py": "fields of a model's configuration",
     "export/convert_tensors.py": "fields of a model's configuration",
@@ -99,29 +99,29 @@ def outcomes(folder):
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_results_are_right(folder, check):
+def test_results_with_patches_are_correct(folder, check):
     problems = [json.loads((folder / f"checks-{rank}.json").read_text())[check] for rank in range(RANKS)]
     assert not any(problems), "\n".join(f"rank {rank}: {problem}" for rank, problem in enumerate(problems))
 
 
 @pytest.mark.parametrize("patch", FAILURES)
-def test_patch_is_needed(outcomes, patch):
+def test_each_patch_is_needed(outcomes, patch):
     for outcome in outcomes[patch]:
         assert outcome != WORKS, f"Paddle no longer needs this patch: remove it ({patch} in compat/patches.py)"
         assert re.search(FAILURES[patch], outcome), outcome
 
 
-def test_all_patches_are_tried(outcomes):
+def test_all_patches_are_tested(outcomes):
     assert set(outcomes["owners"]) == set(FAILURES) == set(NEEDED_BY)
 
 
 @pytest.mark.parametrize("patch", [name for name in FAILURES if re.search("[.]_c_|broadcast", name)])
-def test_patch_reaches_all_who_imported_the_name(outcomes, patch):
+def test_a_patch_reaches_every_module_that_imported_the_name(outcomes, patch):
     owners, holders = outcomes["owners"][patch]
     assert set(owners) == set(holders)
 
 
-def test_on_a_gpu_nothing_is_changed(outcomes):
+def test_cpu_patches_are_not_installed_on_a_gpu(outcomes):
     assert outcomes["imported"] == [], "importing oarlock.train.setup must not import what is for CPUs"
     assert outcomes["lends"] == {"cpu, 1": False, "cpu, 2": True, "gpu, 1": False, "gpu, 2": False}
 
@@ -135,7 +135,7 @@ def entries(table, patch):
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=label)
-def test_every_patch_is_shown_to_be_needed_or_says_why_not(patch):
+def test_every_patch_is_shown_to_be_needed_or_has_a_reason(patch):
     tried = patch.installed_by == "oarlock.cpu_ranks.fleet_patches"
     assert tried == (label(patch) in FAILURES)
     shown, not_shown = entries(SHOWN_BY, patch), entries(NOT_SHOWN, patch)
@@ -156,7 +156,7 @@ def test_targets_and_replacements_exist(patch):
 
 
 def sets_other_objects(path: Path) -> bool:
-    """Whether a file replaces attributes of objects that are not its own."""
+    """Whether a file replaces attributes of objects that it does not define."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
@@ -172,7 +172,7 @@ def sets_other_objects(path: Path) -> bool:
     return False
 
 
-def test_what_is_not_in_the_table_is_not_replaced():
+def test_only_patches_in_the_table_replace_anything():
     package = LLM / "oarlock"
     found = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if sets_other_objects(path)}
     installers = {patch.installed_by.removeprefix("oarlock.").replace(".", "/") + ".py" for patch in PATCHES}
@@ -188,7 +188,7 @@ def test_the_product_uses_no_mocks():
 @pytest.mark.parametrize(
     "machine", [Machine("cpu", True, True), Machine("cpu", False, False), Machine("gpu", True, True)]
 )
-def test_the_report_says_of_every_patch_whether_it_applies(machine):
+def test_the_report_states_for_every_patch_whether_it_applies(machine):
     report = patch_report(machine)
     assert all(patch.target in report and patch.why in report and patch.until in report for patch in PATCHES)
     assert report.count("not here  ") == sum(not patch.applies(machine) for patch in PATCHES)

@@ -1,7 +1,7 @@
-"""Every plan of up to 4 ranks, and tp2 x pp2 x sharding2 (x dp2), against one process on the same global batch.
+"""Every plan of up to 4 ranks, and tp2 x pp2 x sharding2 (x dp2), equals one process on the same global batch.
 
 Losses and gradient norms of 10 steps to 1e-5 relative with clipping on, every weight after every step to 1e-5,
-evaluation after them; and runs that go on from each other's checkpoints under other plans.
+evaluation after them; and runs that resume from each other's checkpoints under other plans.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BATCH, STEPS = 8, 10
 
 
 def plan(ranks: int, replicas: int = 1, micro: int = 2, **flags: Any) -> dict[str, Any]:
-    """replicas: ranks that see different data."""
+    """replicas: ranks that read different data."""
     batch = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": BATCH // (micro * replicas)}
     return {"ranks": ranks, "flags": batch | flags}
 
@@ -62,31 +62,39 @@ INTERLEAVED = [
 ]
 
 
-def until(step: int, chosen: dict[str, Any]) -> dict[str, Any]:
+def wait_until(step: int, chosen: dict[str, Any]) -> dict[str, Any]:
     return chosen | {"stop_after": step}
 
 
-# Each goes on where the one before it stopped, and 5 or more steps are compared after every change of plan.
+# Each continues where the previous one stopped, and at least 5 steps are compared after every change of plan.
 CHAINS = [
     [
-        until(5, plan(1)),
-        until(10, plan(8, 2, micro=1, sharding="stage2", **{TP: 2, PP: 2})),
-        until(15, plan(2, 2)),
+        wait_until(5, plan(1)),
+        wait_until(10, plan(8, 2, micro=1, sharding="stage2", **{TP: 2, PP: 2})),
+        wait_until(15, plan(2, 2)),
         plan(2, 2, sharding="stage3"),
     ],
-    [until(5, plan(4, 4, sharding="stage3")), until(10, plan(2, **{TP: 2})), plan(1)],
-    [until(5, plan(4, 2, sharding="stage1", **{TP: 2})), until(10, plan(4, 4, sharding="stage2")), plan(2, **{PP: 2})],
-    [until(5, plan(2, **{PP: 2})), until(10, plan(4, 2, sharding="stage3", **{TP: 2})), plan(4, 2, **{TP: 2})],
+    [wait_until(5, plan(4, 4, sharding="stage3")), wait_until(10, plan(2, **{TP: 2})), plan(1)],
+    [
+        wait_until(5, plan(4, 2, sharding="stage1", **{TP: 2})),
+        wait_until(10, plan(4, 4, sharding="stage2")),
+        plan(2, **{PP: 2}),
+    ],
+    [
+        wait_until(5, plan(2, **{PP: 2})),
+        wait_until(10, plan(4, 2, sharding="stage3", **{TP: 2})),
+        plan(4, 2, **{TP: 2}),
+    ],
 ]
 RESUMED_STEPS = 20
-# Packs of about four examples; tests/parity/test_packed_examples.py has them beside unpacked ones.
+# Packs of about four examples; tests/parity/test_packed_examples.py compares them with unpacked ones.
 PACKED = {"packing": 1, "packing_length": 64}
 PACKED_PLANS = [
     plan(2, **{TP: 2, "sequence_parallel": 1, "recompute": 1}),
     plan(2, 2, sharding="stage2"),
     plan(4, **{TP: 2, PP: 2}),
     plan(4, **{TP: 2, PP: 2, "sequence_parallel": 1, "recompute": 1}),
-    [until(5, plan(2, **{PP: 2})), plan(2, 2, micro=4, sharding="stage3")],
+    [wait_until(5, plan(2, **{PP: 2})), plan(2, 2, micro=4, sharding="stage3")],
 ]
 
 
@@ -134,13 +142,13 @@ def results(tmp_path_factory) -> dict[tuple[int, int, int], dict[str, Any]]:
     return run_groups(groups(), tmp_path_factory.mktemp("plans"), seconds=2400)
 
 
-@pytest.mark.timeout(2400)  # the first one waits for all the runs
+@pytest.mark.timeout(2400)  # the first test waits for all runs
 @pytest.mark.parametrize(("group", "position", "link"), cases())
 def test_a_plan_equals_one_process(results, group, position, link):
     result = results[group, position, link]
     assert result["problem"] is None, "\n".join([str(result["problem"]), *result.get("logs", [])])
     last = result["plan"].get("stop_after", groups()[group]["steps"])
-    assert result["num_losses"] == last - result["steps_before"] >= 5  # no step left out or done twice
+    assert result["num_losses"] == last - result["steps_before"] >= 5  # no step is skipped or repeated
 
 
 def test_stage_2_under_a_pipeline_keeps_half_of_the_gradients(results):
@@ -152,9 +160,9 @@ def test_stage_2_under_a_pipeline_keeps_half_of_the_gradients(results):
     assert first["gradient_bytes"] == first["parameter_bytes"]  # stage 1 keeps them all
 
 
-def test_stage_3_keeps_a_share_of_everything(results):
+def test_stage_3_keeps_a_shard_of_everything(results):
     result = results[1, UP_TO_4.index(plan(4, 4, sharding="stage3")), 0]
     whole = results[1, UP_TO_4.index(plan(4, 4)), 0]
     for name in ("parameter_bytes", "gradient_bytes", "optimizer_bytes"):
         for mine, all_of_it in zip(result[name], whole[name], strict=True):
-            assert mine < 0.4 * all_of_it  # a quarter, and the norms, which are too small to be sliced
+            assert mine < 0.4 * all_of_it  # a quarter, and the norms, which are too small to be sharded

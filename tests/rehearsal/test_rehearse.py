@@ -1,4 +1,4 @@
-"""`oarlock rehearse` on the published commands, and what it says when something differs."""
+"""`oarlock rehearse` on the published commands, and its report of a difference."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ COMMAND_5 = """python -u -m paddle.distributed.launch --gpus "4,5,6,7" finetune_
 
 
 def command_7() -> str:
-    """What the 4D script would run on 8 cards."""
+    """The command that the 4D script runs on 8 cards."""
     result = subprocess.run(
         ["bash", "scripts/run_trainer_tp4pp2.sh"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=300,
         env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "DRY_RUN": "1", "GPUS": "8", "PYTHON": sys.executable},
@@ -73,7 +73,7 @@ def test_published_commands_are_rehearsed(tmp_path, command, ranks, steps):
         assert rank["collectives"]
 
 
-def test_a_plan_that_does_not_fit_the_real_model_is_refused(tmp_path):
+def test_a_plan_that_does_not_fit_the_full_size_model_is_refused(tmp_path):
     words = ["--ranks", "8", "--", "run_pretrain.py", "--model_name_or_path", "facebook/llama-7b", "--do_train"]
     result = run_program("oarlock", "rehearse", *words, "--sharding", "stage3", "--pipeline_parallel_degree", "2")
     assert (
@@ -82,8 +82,8 @@ def test_a_plan_that_does_not_fit_the_real_model_is_refused(tmp_path):
     )
 
 
-def test_a_difference_is_named(tmp_path):
-    """Rank 1 is given another weight to compare with: the verdict names step, rank and tensor, and the code is 1."""
+def test_a_difference_is_reported_with_step_rank_and_tensor(tmp_path):
+    """Rank 1 compares with another weight: the verdict names step, rank and tensor, and the exit code is 1."""
     code = """
 import sys
 import numpy as np
@@ -125,12 +125,12 @@ main(sys.argv[2:])
         ("lora_7b", 5, FinetuneConfig),
     ],
 )
-def test_launch_commands_are_understood(words, ranks, kind):
+def test_launch_commands_are_parsed(words, ranks, kind):
     command = parse_command(shlex.split(words), None if "-m paddle" in words or "torchrun" in words else 5)
     assert command.num_ranks == ranks and isinstance(command.config, kind)
 
 
-def test_what_is_missing_is_said(tmp_path):
+def test_missing_inputs_are_reported(tmp_path):
     with pytest.raises(ConfigError, match="how many ranks"):
         parse_command(["run_pretrain.py", "--do_train"], None)
     with pytest.raises(ConfigError, match="oarlock launch --dry_run"):

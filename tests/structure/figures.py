@@ -22,7 +22,7 @@ _CODE = (".py", ".sh", ".cc", ".cu", ".h", ".cuh")
 
 @dataclass(frozen=True)
 class Figure:
-    """A number, what it is made of, and the most it may be.
+    """A measured number, the places behind it, and its limit.
 
     Attributes:
         items: places of the product, each beginning with a file's path below llm/oarlock.
@@ -38,23 +38,23 @@ class Figure:
 
     @property
     def shown(self) -> str:
-        """The value for a table."""
+        """The value as shown in a table."""
         return f"{self.value:.1%}" if self.percent else f"{self.value:.4g}"
 
     @property
     def is_above_limit(self) -> bool:
-        """Whether it is more than allowed."""
+        """Whether the value exceeds the limit."""
         return self.limit is not None and self.value > self.limit
 
     def of_package(self, package: str) -> Figure:
-        """The items of one package, and their number as the value."""
+        """The items of one package, with their count as the value."""
         start = package.strip("/") + "/"
         inside = [i for i in self.items if (i.startswith(start) if package != "." else "/" not in i.split(":")[0])]
         return replace(self, items=inside, value=len(inside), percent=False)
 
 
 def measure(root: Path) -> list[Figure]:
-    """Every figure of a repository."""
+    """All figures of a repository."""
     tree = SourceTree(root)
     return [*_sizes(tree), *_imports(tree), *_functions(tree), *_words(tree), *_hops(root)]
 
@@ -129,7 +129,7 @@ def _functions(tree: SourceTree) -> list[Figure]:
 
 
 def _other(places: list[str], function: Function) -> str:
-    """The mention of a function that is not its definition."""
+    """The mention of a function outside its definition."""
     own = f"{function.file.name}:{function.node.lineno}"
     return next((place for place in places if place != own), own)
 
@@ -154,7 +154,7 @@ def _last_name(node: ast.expr) -> str | None:
 
 
 def _is_text(node: ast.expr) -> bool:
-    """Whether an expression is a string, or a display of strings."""
+    """Whether an expression is a string, or a list, tuple or set of strings."""
     values = node.elts if isinstance(node, ast.Tuple | ast.Set | ast.List) else [node]
     return bool(values) and all(isinstance(v, ast.Constant) and isinstance(v.value, str) and v.value for v in values)
 

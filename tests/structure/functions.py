@@ -1,4 +1,4 @@
-"""Functions and classes: used once, one statement, too long, without a verb; names that stand twice."""
+"""Functions and classes: used once, one statement, too long, without a verb; duplicate class names."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def one_statement(tree: SourceTree) -> list[Function]:
 
 
 def ordinary(tree: SourceTree) -> list[Function]:
-    """All functions but special methods."""
+    """All functions except special methods."""
     return [f for f in tree.functions if not f.is_special]
 
 
@@ -65,7 +65,7 @@ def too_long(tree: SourceTree) -> list[Function]:
 
 
 def without_verb(tree: SourceTree) -> list[Function]:
-    """Functions whose name says no action: properties, constructors and nested functions left out."""
+    """Functions whose name has no verb; properties, constructors and nested functions are left out."""
     return [f for f in ordinary(tree) if not _is_property(f) and not has_verb(f.name)]
 
 
@@ -75,7 +75,7 @@ def _is_property(function: Function) -> bool:
 
 
 def repeated_classes(tree: SourceTree) -> dict[str, list[str]]:
-    """Public class names that are defined more than once, and where."""
+    """Public class names that are defined more than once, with their places."""
     found: dict[str, list[str]] = defaultdict(list)
     for file in tree.files:
         for node in ast.walk(file.tree):
@@ -84,7 +84,7 @@ def repeated_classes(tree: SourceTree) -> dict[str, list[str]]:
     return {name: places for name, places in sorted(found.items()) if len(places) > 1}
 
 
-# A relative clause or an indirect question, whatever follows; a preposition without a main clause; a bare reference.
+# Relative clauses, indirect questions, prepositions without a main clause, and bare references.
 # Noun phrases ("The number of ranks.", "Whether the run has ended.") are usual for properties and questions, and pass.
 _FRAGMENT = re.compile(
     r"(That|Which|Who|Whose|Whom|Where|What|How)\b"
@@ -95,7 +95,7 @@ _FRAGMENT = re.compile(
 
 
 def fragments(tree: SourceTree) -> list[str]:
-    """Docstrings of functions and classes whose first sentence is none."""
+    """Docstrings of functions and classes whose first sentence is a fragment."""
     found = []
     for file, node, text in tree.docstrings:
         first = re.split(r"(?<=[.!?:])\s", text, maxsplit=1)[0].rstrip(".").replace("\n", " ")

@@ -1,4 +1,4 @@
-"""How far a reader goes from an entrypoint to the place where a behaviour happens.
+"""Measures how far a reader goes from an entrypoint to the place where a behaviour happens.
 
 A walk is a list of steps, places in the source in the order in which they run. It begins in the entrypoint, after the
 flags are read, and ends where the behaviour happens. It holds every function on the way, and every place that decides
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class Step:
-    """A place that a reader sees.
+    """A place that a reader visits.
 
     Attributes:
         place: `file:name`, with the file's path below llm/oarlock (`train/trainer.py:OarlockTrainer.training_step`).
@@ -30,18 +30,18 @@ class Step:
 
     @property
     def file(self) -> str:
-        """Its path below llm/oarlock."""
+        """The file's path below llm/oarlock."""
         return self.place.partition(":")[0]
 
     @property
     def names(self) -> list[str]:
-        """The name after the file, in parts: class and method, or a function."""
+        """The parts of the name after the file: class and method, or a function."""
         return self.place.partition(":")[2].split(".")
 
 
 @dataclass(frozen=True)
 class Walk:
-    """A walk, checked."""
+    """A walk that was checked."""
 
     hops: int
     turns_back: int
@@ -83,7 +83,7 @@ class _Source(NamedTuple):
 
 
 def _leads_to(caller: _Source, step: Step, source: _Source) -> bool:
-    """Whether an earlier step names a step: the function, or its class; or both hold the wire's word."""
+    """Whether an earlier step names a step: the function, or its class; or both contain the word of the wire."""
     if step.wire:
         return all(re.search(rf"\b{re.escape(step.wire)}\b", text) for text in (caller.text, source.text))
     return not {name for name in step.names if name != "__init__"}.isdisjoint(_named(caller.node))

@@ -1,4 +1,4 @@
-"""Who imports whom, inside a package and between packages. Imports in functions and under TYPE_CHECKING count."""
+"""Import graphs inside a package and between packages. Imports in functions and under TYPE_CHECKING count."""
 
 from __future__ import annotations
 

@@ -45,23 +45,23 @@ class Function:
 
     @property
     def name(self) -> str:
-        """Its name without the class."""
+        """The function's name without its class."""
         return self.node.name
 
     @property
     def title(self) -> str:
-        """Where it is defined, for a list."""
+        """Where the function is defined, for a list."""
         owner = f"{self.owner}." if self.owner else ""
         return f"{self.file.name}:{self.node.lineno} {owner}{self.name}"
 
     @property
     def is_special(self) -> bool:
-        """Whether Python calls it by its name (`__init__`, `__exit__`)."""
+        """Whether Python calls the function by its name (`__init__`, `__exit__`)."""
         return self.name.startswith("__")
 
     @property
     def body(self) -> list[ast.stmt]:
-        """Statements without the docstring."""
+        """The statements without the docstring."""
         return self.node.body[1:] if ast.get_docstring(self.node) else self.node.body
 
     @property
@@ -72,7 +72,7 @@ class Function:
 
 
 class SourceTree:
-    """The package llm/oarlock and the entrypoints beside it.
+    """The package llm/oarlock and the entrypoints in llm/.
 
     Args:
         root: of the repository.
@@ -102,7 +102,7 @@ class SourceTree:
 
     @cached_property
     def docstrings(self) -> list[tuple[SourceFile, Documented, str]]:
-        """Every docstring with what it describes."""
+        """Every docstring with the object it describes."""
         return [
             (file, node, text)
             for file in self.files

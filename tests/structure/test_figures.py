@@ -1,4 +1,4 @@
-"""The figures of this source tree stay within their limits, and each is measured as it says."""
+"""The figures of this source tree are within their limits, and each is measured as documented."""
 
 from __future__ import annotations
 
@@ -16,20 +16,15 @@ from structure.walks import WALKS
 
 ROOT = Path(__file__).resolve().parents[2]
 ALWAYS = [
-    "lines_max", "files_too_long", "folder_max", "file_circles", "package_circles", "family_tests", "sharding_decisions",
-    "mocks", "sentence_words",
+    "lines_max", "files_too_long", "others_too_long", "folder_max", "file_circles", "package_circles", "used_once",
+    "repeated_classes", "fragments", "family_tests", "sharding_decisions", "mocks", "sentence_words", "dialect_docs",
+    "dialect_code",
 ]  # fmt: skip
-# Figures that are still above their limit, or have none, and what they may be today: lower these, never raise one.
+# Figures that exceed their limit or have none, and their current values: lower these, never raise one.
 ALLOWED: dict[str, float] = {
-    "others_too_long": 2,
-    "used_once": 0.25,
-    "one_statement": 0.29,
-    "long_functions": 2,
-    "without_verb": 717,
-    "repeated_classes": 3,
-    "fragments": 112,
-    "dialect_docs": 10,
-    "dialect_code": 108,
+    "one_statement": 0.285,
+    "long_functions": 1,
+    "without_verb": 454,
 }
 
 
@@ -77,7 +72,7 @@ def tree(tmp_path):
     return make
 
 
-def test_a_circle_is_seen_under_type_checking_and_in_functions(tree):
+def test_import_circles_under_type_checking_and_in_functions_are_found(tree):
     made = tree(
         {
             "train/a.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from oarlock.train.b import B\n",
@@ -96,7 +91,7 @@ def test_circles_are_strongly_connected_components():
     assert circles(graph) == [["a", "b", "c"]]
 
 
-def test_a_function_is_used_once_where_its_name_occurs_once_more(tree):
+def test_a_function_whose_name_occurs_once_more_is_used_once(tree):
     made = tree(
         {
             "a.py": "def once(): pass\ndef twice(): pass\ndef never(): pass\nonce()\ntwice()\n",
@@ -113,7 +108,7 @@ def test_a_short_function_with_one_caller_in_its_file_could_be_inlined(tree):
     assert [f.name for f in functions.inlinable(made)] == ["short"]
 
 
-def test_a_docstring_that_is_no_sentence_is_found(tree):
+def test_fragments_of_docstrings_are_found(tree):
     bad = ["That exist at a time.", "See above.", "None.", "What is kept.", "Of the source."]
     good = [
         "Return the mean.",
@@ -132,7 +127,7 @@ def test_names_with_and_without_a_verb():
     assert not any(map(has_verb, ["rows", "first_rank", "_sizes_of", "text", "loss_record"]))
 
 
-def test_two_public_classes_of_one_name_are_found(tree):
+def test_public_classes_with_the_same_name_are_found(tree):
     made = tree({"a.py": "class A: pass\nclass _B: pass\n", "b.py": "class A: pass\nclass _B: pass\n"})
     assert functions.repeated_classes(made) == {"A": ["a.py:1", "b.py:1"]}
 
@@ -146,7 +141,7 @@ def test_sentences_are_counted_without_code_and_tables(tmp_path):
     assert words.average_sentence(page) == 9 / 4
 
 
-def test_words_of_a_dialect_are_found_in_strings_and_comments_alone(tree):
+def test_dialect_words_are_found_only_in_strings_and_comments(tree):
     made = tree(
         {
             "a.py": '# The file stands beside it.\nbeside = "a model beside another"\nprint("gone with 2 values")\n',
@@ -178,7 +173,7 @@ def test_a_walk_that_skips_a_step_is_refused(tree):
     assert walk.problems == ["no step before c.py:Deep.deep names it"]
 
 
-def test_a_step_of_another_process_is_joined_by_a_word(tree):
+def test_steps_in_different_processes_are_joined_by_a_word(tree):
     root = tree(CODE).root
     assert not follow(root, [Step("c.py:Deep.deep"), Step("d.py:receive", "QUEUE")]).problems
     assert follow(root, [Step("a.py:start"), Step("d.py:receive", "QUEUE")]).problems

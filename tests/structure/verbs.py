@@ -1,4 +1,4 @@
-"""Which words in a function's name say an action or ask a question."""
+"""Words in a function's name that denote an action or a question."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ matches fits lacks holds uses starts ends differs belongs takes reads knows look
 _VERBS = frozenset((_ACTIONS + _QUESTIONS).split())
 
 
-# Further on in a name these are nouns more often than not.
+# In later positions of a name these are usually nouns.
 _NOUNS = {"sample", "process", "slice", "record", "index", "block", "order", "bound", "cache"}
 _ACTION_WORDS = frozenset(_ACTIONS.split()) - _NOUNS
 

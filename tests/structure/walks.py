@@ -1,4 +1,4 @@
-"""The three walks: title, most hops, and the places from an entrypoint to where a behaviour happens."""
+"""The three walks: title, maximum number of hops, and the places from an entrypoint to where a behaviour happens."""
 
 from __future__ import annotations
 

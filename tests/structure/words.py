@@ -9,7 +9,7 @@ from pathlib import Path
 
 from structure.source_tree import SourceTree
 
-# Word -> what the field says. Matched without regard to case, as whole words.
+# Word -> the plain alternative. Matched case-insensitively, as whole words.
 DIALECT = {
     r"whole or not there": "complete or absent",
     r"not there": "missing",

@@ -1,4 +1,4 @@
-"""Ways to break an exported directory: (folder, choose) -> the kind that has to be found; choose(list) picks one."""
+"""Ways to break an exported directory: (folder, choose) -> the expected kind of finding; choose(list) picks one."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from support.broken_tokenizers import (
 from support.small_exports import (
     INDEX,
     change,
+    list_shards,
     rewrite,
-    shards_of,
     some_shard,
     write_shards,
 )
@@ -176,7 +176,7 @@ def wrong_width(folder, choose):
 
 
 def wrong_format(folder, choose):
-    write_shards(folder, shards_of(folder), choose(["np", None, "tf"]))
+    write_shards(folder, list_shards(folder), choose(["np", None, "tf"]))
     return "format"
 
 
@@ -201,14 +201,14 @@ def no_size(folder, choose):
 
 
 def few_bytes_of_another_type(folder, choose):
-    """The norms as config.json says, and the matrices as something else."""
+    """The norms have the dtype of config.json, and the matrices another one."""
 
     def edit(shard):
         for name, values in shard.items():
             if values.ndim > 1:
                 shard[name] = values.astype(choose([ml_dtypes.bfloat16, np.float16]))
 
-    shards = shards_of(folder)
+    shards = list_shards(folder)
     for shard in shards:
         edit(shard)
     write_shards(folder, shards, "pt")

@@ -1,4 +1,4 @@
-"""Models of ours and of transformers, converted both ways and asked on both sides, once for all tests."""
+"""Our models and transformers' models, converted both ways and run on both sides, once for all tests."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ QWEN2_WORDS = (
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 SHORT = {"max_position_embeddings": 8}  # the texts are longer
 
-# Models of ours: name -> family, what is particular.
+# Our models: name -> family and changed fields.
 OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama fused": ("llama", {"fuse_attention_qkv": True, "fuse_attention_ffn": True}),
@@ -58,7 +58,7 @@ OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "bloom": ("bloom", {"apply_residual_connection_post_layernorm": True}),
     "gptj": ("gptj", {}),
 }  # fmt: skip
-PIECES = "llama tied"  # its tokenizer is a sentencepiece model alone
+PIECES = "llama tied"  # its only tokenizer file is a sentencepiece model
 _TOKENS = {"vocab_size": 512, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 _SIZES = _TOKENS | {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -72,7 +72,7 @@ _OPT = _TOKENS | {
     "word_embed_proj_dim": 32,
 }
 _LINEAR = {"rope_type": "linear", "factor": 2.0}
-# Models of theirs: name -> what the peer is asked to make.
+# Models of transformers: name -> job for the peer.
 THEIRS: dict[str, dict[str, Any]] = {
     "llama": {"make": {"model_type": "llama", **_SIZES}},
     "llama bfloat16 shards": {"make": {"model_type": "llama", **_SIZES}, "dtype": "bfloat16", "max_shard_size": "40KB"},
@@ -99,7 +99,7 @@ ADAPTERS = {
 
 def make_tokenizer(folder: Path, family: str) -> None:
     make_tiny_tokenizer(folder)
-    if family == "qwen2":  # as Qwen2's own cuts text: transformers 5 takes that for granted
+    if family == "qwen2":  # pre-tokenizes like Qwen2; transformers 5 takes that for granted
         path = folder / "tokenizer.json"
         content = json.loads(path.read_text())
         split = {"type": "Split", "pattern": {"Regex": QWEN2_WORDS}, "behavior": "Isolated", "invert": False}
@@ -112,7 +112,7 @@ def make_tokenizer(folder: Path, family: str) -> None:
 
 
 def make_pieces(folder: Path) -> None:
-    """A sentencepiece model as Llama's is made, under PaddleNLP's name and without a tokenizer.json."""
+    """Write a sentencepiece model like Llama's under PaddleNLP's name, without a tokenizer.json."""
     import sentencepiece
 
     texts = [record["instruction"] + " " + record["output"] for record in make_instruction_records("train")[:300]]
@@ -124,8 +124,8 @@ def make_pieces(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "add_bos_token": true}')
 
 
-def stirred(name: str):
-    """A model whose answers hang on all that it reads."""
+def make_sensitive(name: str):
+    """A model whose logits depend on the whole input."""
     family, changes = OURS[name]
     model = family_model(family, **changes)
     random = np.random.default_rng(5)
@@ -137,7 +137,7 @@ def stirred(name: str):
     return model
 
 
-def scores(model) -> np.ndarray:
+def compute_logits(model) -> np.ndarray:
     return logits_of(model, IDS)
 
 
@@ -173,7 +173,7 @@ class World:
         self.proofs: dict[str, Any] = {}
         about = {"ids": IDS.tolist(), "generate": PROMPT}
         for name, (family, _) in OURS.items():
-            model, folder = stirred(name), root / "ours" / name
+            model, folder = make_sensitive(name), root / "ours" / name
             model.save_pretrained(
                 str(folder), safe_serialization=True, max_shard_size="100KB" if "fused" in name else "5GB"
             )
@@ -181,7 +181,7 @@ class World:
                 make_pieces(folder)
             else:
                 make_tokenizer(folder, family)
-            self.scores[name], self.answers[name] = scores(model), answer(model)
+            self.scores[name], self.answers[name] = compute_logits(model), answer(model)
             shards = 30_000 if name == "llama" else 10**9
             self.proofs[name] = convert(folder, root / "hf" / name, "hf", ConvertOptions(shard_bytes=shards)).proof
             jobs.append(

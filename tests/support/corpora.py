@@ -22,8 +22,8 @@ def build(tmp_path: Path, tokenizer: Path, *inputs: Path, name: str = "c", **opt
     return prefix, report
 
 
-def documents(prefix: Path) -> list[list[int]]:
-    """Token ids of every document, as PaddleNLP's own reader sees them."""
+def read_documents(prefix: Path) -> list[list[int]]:
+    """Token ids of every document, as read by PaddleNLP."""
     data = MMapIndexedDataset(str(prefix), skip_warmup=True)
     bounds = data.doc_idx
     return [
@@ -32,8 +32,8 @@ def documents(prefix: Path) -> list[list[int]]:
     ]
 
 
-def sequences(prefix: Path) -> list[list[int]]:
-    """Every sequence of the index, by the same reader; each has to be a document."""
+def read_sequences(prefix: Path) -> list[list[int]]:
+    """Every sequence of the index, as read by PaddleNLP; each must be a document."""
     data = MMapIndexedDataset(str(prefix), skip_warmup=True)
     assert data.doc_idx.tolist() == list(range(len(data) + 1))
     return [data[i].tolist() for i in range(len(data))]

@@ -23,31 +23,31 @@ def with_method(name: str, method=None, **changes):
     return family_model(name, 3, method, use_cache=False, **changes)
 
 
-def scores(model, ids, **kwargs) -> paddle.Tensor:
-    """[batch, tokens, vocabulary], as the trainer takes them."""
+def compute_logits(model, ids, **kwargs) -> paddle.Tensor:
+    """Logits [batch, tokens, vocabulary], as the trainer computes them."""
     outputs = model(input_ids=paddle.to_tensor(ids), **kwargs)
     return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
 
 
-def by_hand(model, row: list[int], count: int) -> list[int]:
-    """Greedy ids of one row, each from a whole forward pass without a cache."""
+def decode_greedily(model, row: list[int], count: int) -> list[int]:
+    """Greedy ids of one row, each from a full forward pass without a cache."""
     found: list[int] = []
     with paddle.no_grad():
         while len(found) < count:
-            found.append(int(scores(model, [row + found])[0, -1].argmax()))
+            found.append(int(compute_logits(model, [row + found])[0, -1].argmax()))
     return found[: found.index(TOKENIZER.eos_token_id)] if TOKENIZER.eos_token_id in found else found
 
 
 def check_generation(model, rows=ROWS) -> None:
-    """A padded batch with cache answers what each row gets alone and without."""
+    """A padded batch with a cache gives each row the ids of a single row without one."""
     model.eval()
-    expected = [by_hand(model, row, 6) for row in rows]
+    expected = [decode_greedily(model, row, 6) for row in rows]
     assert generate_ids(model, TOKENIZER, rows, 6) == expected
     assert len({tuple(row) for row in expected}) > 1
 
 
-def shake(model, keep: str = "") -> None:
-    """Random values for what is trained: a fresh adapter may change nothing."""
+def randomize_trained(model, keep: str = "") -> None:
+    """Set trained parameters to random values: a fresh adapter may have no effect."""
     paddle.seed(5)
     for name, parameter in model.named_parameters():
         if not parameter.stop_gradient and keep not in name.split("."):
@@ -56,7 +56,7 @@ def shake(model, keep: str = "") -> None:
 
 def all_have_gradients(model, ids=TEXT) -> None:
     model.train()
-    nn.functional.cross_entropy(scores(model, ids).astype("float32"), paddle.to_tensor(ids)).backward()
+    nn.functional.cross_entropy(compute_logits(model, ids).astype("float32"), paddle.to_tensor(ids)).backward()
     for name, parameter in model.named_parameters():
         if parameter.stop_gradient:
             assert parameter.grad is None, name

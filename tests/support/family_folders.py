@@ -1,4 +1,4 @@
-"""Folders of tiny models, to be changed and read again."""
+"""Folders of tiny models that tests change and read again."""
 
 from __future__ import annotations
 
@@ -36,5 +36,5 @@ class Folders:
 
 
 def build(folder: Path) -> Any:
-    """The model of a folder, made and filled with its weights."""
+    """Build the model of a folder and load its weights."""
     return build_model(ModelSource(folder, read_config(folder), from_weights=True))

@@ -9,7 +9,7 @@ from oarlock.config.finetune import FinetuneDataSection
 
 
 def write(path: Path, records, as_list=False) -> Path:
-    """A file of records: lines of JSON, or one list."""
+    """Write a file of records: JSON lines, or one list."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(records, indent=1) if as_list else "\n".join(json.dumps(r, ensure_ascii=False) for r in records)
     path.write_text(text, encoding="utf-8")

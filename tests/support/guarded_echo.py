@@ -1,4 +1,4 @@
-"""An application behind the guard that says what it was asked, and a client of it."""
+"""An application behind the guard that echoes requests, and a client of it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import time
 
 from starlette.responses import JSONResponse
 
-from front_ports import GUARD_S, content, head, speak, status
+from front_ports import GUARD_S, exchange_bytes, make_head, read_content, read_status
 
 BODY = b'{"a": 1}'
 
 
 class Echo:
-    """Says what it was asked; a request to /wait is answered when `go` is set."""
+    """Echoes requests; a request to /wait is answered when `go` is set."""
 
     def __init__(self):
         self.asked, self.go, self.waits = [], threading.Event(), threading.Semaphore(0)
 
     async def __call__(self, scope, receive, send):
         message = await receive()
-        assert not message.get("more_body", False)  # it comes in one piece
+        assert not message.get("more_body", False)  # it arrives in one piece
         self.asked.append(scope["path"])
         if scope["path"] == "/wait":
             self.waits.release()
@@ -30,20 +30,20 @@ class Echo:
 
 
 def error(status, message, headers):
-    """A refusal, as the guard has its application write it."""
+    """The error response of the guard's application."""
     return JSONResponse({"error": message}, status, headers=dict(headers))
 
 
 def ask(port, path="/x", body=BODY, **headers):
-    """(status, content) of a POST with a JSON body."""
-    answer = speak(
-        port, head(path, **{"Content_Type": "application/json", "Content_Length": len(body), **headers}) + body
+    """Send a POST with a JSON body and return (status, content)."""
+    answer = exchange_bytes(
+        port, make_head(path, **{"Content_Type": "application/json", "Content_Length": len(body), **headers}) + body
     )
-    return status(answer), content(answer)
+    return read_status(answer), read_content(answer)
 
 
 def wait_until(is_so):
-    """Wait until something is so, for at most GUARD_S seconds."""
+    """Wait until a condition holds, for at most GUARD_S seconds."""
     deadline = time.monotonic() + GUARD_S
     while not is_so():
         assert time.monotonic() < deadline

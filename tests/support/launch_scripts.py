@@ -1,4 +1,4 @@
-"""Runs the launch scripts as a user would, and reads the commands that they print."""
+"""Run the launch scripts as a user would, and parse the commands that they print."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def run_script(script: str | Path, folder: Path, *words: str, **variables: str) 
     )  # fmt: skip
 
 
-def printed_command(script: str | Path, folder: Path, *words: str, **variables: str) -> list[str]:
-    """The words of the command that a dry run prints, on a machine with GPUs 0 to 7."""
+def parse_printed_command(script: str | Path, folder: Path, *words: str, **variables: str) -> list[str]:
+    """The arguments of the command that a dry run prints, on a machine with GPUs 0 to 7."""
     variables = {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7", "DRY_RUN": "1", **variables}
     result = run_script(script, folder, *words, **variables)
     assert result.returncode == 0, result.stderr

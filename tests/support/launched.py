@@ -1,4 +1,4 @@
-"""Processes that a launch has started: what they wrote down, and which still run."""
+"""Processes started by a launch: what they recorded, and which still run."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ SUPERVISE = str(ROOT / "tests" / "support" / "supervise.py")
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Wait up to a minute."""
+    """Wait for a condition for up to a minute."""
     end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end, f"waited in vain for {what}"
         time.sleep(0.01)
 
 
-def starts(folder: Path) -> list[list[str]]:
-    """The words of each start of small_launcher.py."""
+def read_starts(folder: Path) -> list[list[str]]:
+    """The arguments of each start of small_launcher.py."""
     return [json.loads(line) for line in (folder / "starts").read_text().splitlines()]
 
 
-def names(folder: Path, pattern: str) -> list[str]:
-    """Names of the files that match, sorted."""
+def list_names(folder: Path, pattern: str) -> list[str]:
+    """Names of the matching files, sorted."""
     return sorted(path.name for path in folder.glob(pattern))
 
 
-def left_behind(folder: Path) -> list[psutil.Process]:
-    """Processes that still run with this folder among their words."""
+def find_leftover_processes(folder: Path) -> list[psutil.Process]:
+    """Processes that still run and have this folder among their arguments."""
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         if str(folder) in (process.info["cmdline"] or []) and process.info["status"] != psutil.STATUS_ZOMBIE:

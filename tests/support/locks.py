@@ -11,7 +11,7 @@ from oarlock.train.output.lock_holder import Holder
 
 
 def write_lock(folder: Path, age: float = 0.0, **changes) -> Path:
-    """The lock of a process that is gone or elsewhere."""
+    """Write the lock of a process that is gone or on another host."""
     folder.mkdir(exist_ok=True)
     path = folder / LOCK_FILE
     path.touch()

@@ -20,8 +20,8 @@ SMALL = {
 IDS = np.random.default_rng(5).integers(0, 128, (2, 9))
 
 
-def as_hugging_face(folder: Path, output: Path, prefix: str) -> Path:
-    """The same model with transposed matrices, other names, bfloat16, in two files."""
+def save_as_hugging_face(folder: Path, output: Path, prefix: str) -> Path:
+    """Save the same model with transposed matrices, other names, in bfloat16 and in two files."""
     output.mkdir()
     shutil.copy(folder / "config.json", output)
     arrays = {}
@@ -41,7 +41,7 @@ def as_hugging_face(folder: Path, output: Path, prefix: str) -> Path:
     return output
 
 
-def scores(model) -> np.ndarray:
+def compute_logits(model) -> np.ndarray:
     return logits_of(model, IDS)
 
 

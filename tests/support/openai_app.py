@@ -1,4 +1,4 @@
-"""The OpenAI-compatible endpoint without a model behind it."""
+"""The OpenAI-compatible endpoint without a model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PYDANTIC = ("Input should", "valid dictionary", "Extra inputs", "Field required"
 
 
 class Recorder:
-    """In the place of Triton: keeps the tensors that it is asked, as Python values, and the default length."""
+    """A stand-in for Triton that records the requested tensors as Python values, and has a default length."""
 
     asked: ClassVar[list[tuple[dict, int | None]]] = []
 
@@ -40,14 +40,14 @@ class Recorder:
 
 @contextlib.contextmanager
 def open_app() -> Iterator[TestClient]:
-    """A client of the endpoint, whose model is a Recorder."""
+    """A client of an endpoint whose model is a Recorder."""
     Recorder.asked.clear()
     with TestClient(make_openai_app(ServeConfig(), Recorder())) as client:
         yield client
 
 
-def chat(api, **fields):
-    """Of an answered request: what the model was asked. Of a refused one: the error."""
+def ask_chat(api, **fields):
+    """Return the tensors that the model got, or the error of a refused request."""
     return post(api, "/v1/chat/completions", {"model": "oarlock", "messages": HI, **fields})
 
 

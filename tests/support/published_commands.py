@@ -42,7 +42,7 @@ COMMAND_5 = """
 --recompute 0 --learning_rate 3e-5 --lr_scheduler_type linear --max_grad_norm 1.0 --warmup_steps 20
 """
 
-# recipe -> the published command behind its entrypoint
+# recipe -> the published command after its entrypoint
 ONE_CARD = COMMAND_2.replace("--tensor_parallel_degree 4", "")
 ADAPTER = f"{ONE_CARD} --num_train_epochs 2 --gradient_accumulation_steps 4"
 PUBLISHED = {

@@ -1,4 +1,4 @@
-"""Ranks in threads of one process, who meet; and connections that speak as a test wants."""
+"""Ranks that meet in threads of one process, and connections that send arbitrary bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from oarlock.errors import OarlockError
 
 
 class SharedCollectives:
-    """Ranks in threads of this process; what each of them got, or why it did not."""
+    """Ranks in threads of this process, and the result or the error of each."""
 
     def __init__(self) -> None:
         self.got: dict[int, list[int]] = {}
@@ -52,11 +52,11 @@ class SharedCollectives:
 
 
 def connect(point: MeetingPoint) -> socket.socket:
-    """A connection to rank 0, once it is there."""
+    """Connect to rank 0 as soon as it listens."""
     return point.connect(time.monotonic() + 60)
 
 
-def proven(point: MeetingPoint, rank: int, world_size: int) -> Channel:
+def send_proof(point: MeetingPoint, rank: int, world_size: int) -> Channel:
     channel = Channel(connect(point), point.key, is_first=False)
     channel.socket.settimeout(60)
     channel.send(Frame(FrameKind.HELLO, rank, world_size))
@@ -64,8 +64,8 @@ def proven(point: MeetingPoint, rank: int, world_size: int) -> Channel:
     return channel
 
 
-def admitted(point: MeetingPoint, rank: int, world_size: int) -> Channel:
-    """A member whose memory rank 0 has, or will have before it hears of what comes later."""
-    channel = proven(point, rank, world_size)
+def admit_member(point: MeetingPoint, rank: int, world_size: int) -> Channel:
+    """A member whose memory rank 0 has, or will have before it handles later messages."""
+    channel = send_proof(point, rank, world_size)
     channel.send(Frame(FrameKind.PROOF, rank, world_size), MemoryFile.create().descriptor)
     return channel

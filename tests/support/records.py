@@ -14,7 +14,7 @@ QWEN = str(Path(__file__).parents[1] / "chat_templates" / "qwen3.jinja")
 
 
 def read(records: list, tokenizer, template: str = QWEN, **more):
-    """What is shown of each record, and the counts."""
+    """The displayed text of each record, and the counts."""
     counts = Counts()
     chosen = choose_template(template, tokenizer, "messages")
     settings = EncodingSettings(tokenizer, chosen, 900, 900, **more)
@@ -22,6 +22,6 @@ def read(records: list, tokenizer, template: str = QWEN, **more):
     return [mark_trained(row.encoded, tokenizer, color=False) for row in rows], counts
 
 
-def messages(record: dict) -> list[tuple[str, str]]:
+def read_messages(record: dict) -> list[tuple[str, str]]:
     talk = parse_record(record, detect_form(record), "here:1")
     return [(message["role"], message.get("content")) for message in talk.messages]

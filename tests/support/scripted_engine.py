@@ -17,13 +17,13 @@ from oarlock.serve.request import GenerationRequest, Prompt, join_chunks
 
 VOCABULARY = 300
 END = 0
-GUARD_S = 300  # against a test that hangs
-ENDLESS = 10**9  # tokens of an answer that a test ends
+GUARD_S = 300  # only guards against hanging
+ENDLESS = 10**9  # tokens of an answer that the test ends
 FIRST = "{{ messages[0]['content'] }}"
 
 
 class Letters:
-    """Text of one character a token; special ones stand in the place of some, and are shown to nobody."""
+    """A tokenizer with one character per token; some ids are hidden special tokens."""
 
     def __init__(self, special):
         vocabulary = {special.get(i, chr(i)): i for i in range(VOCABULARY)}
@@ -37,13 +37,13 @@ class Letters:
 
 
 class Script:
-    """After a token t comes t + 1; keeps account of what it is fed."""
+    """A decoder that predicts t + 1 after token t, and records its inputs."""
 
     vocabulary = VOCABULARY
 
     def __init__(self, chunk=None):
         self.chunk = chunk
-        self.steps = []  # lengths of what was fed
+        self.steps = []  # lengths of the inputs
         self.alive = {}
         self.gate = threading.Event()
         self.gate.set()
@@ -78,7 +78,7 @@ class Script:
 def build_engine(
     decoder, context=64, special=MappingProxyType({}), begin=(), parsing="prompts", template=FIRST, **limits
 ):
-    """Of the scripted decoder; END ends its answers."""
+    """An engine with the scripted decoder; END ends its answers."""
     letters = Letters(special)
     template = ChatTemplate("t", template, {}, tuple(special.values()), parsing == "all")
     served = ServedModel("script", decoder, letters, template, context, frozenset([END]), begin=begin, special_tokens=letters.hidden, parse_special_tokens=parsing)  # fmt: skip
@@ -86,7 +86,7 @@ def build_engine(
 
 
 class Answer:
-    """The chunks of an answer, and what they are together so far."""
+    """The chunks of an answer, and their joined text so far."""
 
     def __init__(self):
         self.chunks = []

@@ -1,4 +1,4 @@
-"""Slurm's programs as far as `oarlock launch --slurm` calls them; the name that this file is run by says which.
+"""Stand-ins for the Slurm programs that `oarlock launch --slurm` calls; the name this file is run by selects one.
 
 They write down in $SLURM_RECORD how they were called. srun runs one task per node on this machine.
 """
@@ -15,7 +15,7 @@ RECORD = Path(os.environ["SLURM_RECORD"])
 
 
 def srun(words: list[str]) -> int:
-    """Run the command once per node; the code of a task that failed."""
+    """Run the command once per node, and return the exit code of a failed task."""
     signal.signal(signal.SIGTERM, lambda *_: (RECORD / "srun-got-SIGTERM").touch())
     command = [word for i, word in enumerate(words) if any(not before.startswith("--") for before in words[: i + 1])]
     tasks = []
@@ -37,7 +37,7 @@ def scontrol(words: list[str]) -> int:
 
 
 def scancel(words: list[str]) -> int:
-    """SIGTERM to the tasks."""
+    """Send SIGTERM to the tasks."""
     for pid in (RECORD / "tasks").read_text().split():
         os.kill(int(pid), signal.SIGTERM)
     return 0

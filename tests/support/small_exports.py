@@ -1,4 +1,4 @@
-"""A small exported directory, and how a test changes its files."""
+"""A small exported directory, and helpers that change its files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEMPLATE = (
 
 
 def llama_shapes() -> dict[str, tuple[int, ...]]:
-    """As in the files that transformers 4 writes."""
+    """Parameter shapes as in files written by transformers 4."""
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (96, 16), "model.norm.weight": (16,)}
     for i in range(2):
         layer = f"model.layers.{i}"
@@ -63,7 +63,7 @@ def write_shards(folder: Path, shards: list[dict[str, np.ndarray]], metadata: st
     write(folder, INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def shards_of(folder: Path) -> list[dict[str, np.ndarray]]:
+def list_shards(folder: Path) -> list[dict[str, np.ndarray]]:
     return [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
 
 
@@ -99,6 +99,6 @@ def some_shard(folder: Path, choose: Choose) -> Path:
 
 
 def rewrite(folder: Path, edit: Callable[[dict[str, np.ndarray]], None], choose: Choose, metadata: str = "pt") -> None:
-    shards = shards_of(folder)
+    shards = list_shards(folder)
     edit(choose(shards))
     write_shards(folder, shards, metadata)

@@ -1,4 +1,4 @@
-"""What a supervisor sees of Paddle's launcher, without Paddle: ranks in sessions of their own, the first one's code.
+"""A stand-in for Paddle's launcher as the supervisor sees it: ranks in their own sessions, and one exit code.
 
     python small_launcher.py FOLDER NUM_RANKS [CODE...]     CODE: exit codes of this start, the next one, ...
 

@@ -15,7 +15,7 @@ def letters(texts):
 
 
 def read(source: Source, text_key: str = "text", txt_document: str = "file") -> tuple[list[str], list[str]]:
-    """Documents and bad lines."""
+    """Read documents and bad lines."""
     documents, bad, parts = [], [], []
     for batch in read_batches(source, TextSplitter(letters), text_key, txt_document):
         for item in parse_batch(batch, text_key, txt_document):

@@ -1,4 +1,4 @@
-"""Flags of small runs, and waiting for their metrics."""
+"""Flags of small runs, and a helper that waits for their metrics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from helpers import ROOT, flags
+from helpers import ROOT, make_flags
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -18,7 +18,7 @@ def pretrain_flags(model: Path, corpus: Path, output: Path, **changes) -> list[s
         "per_device_train_batch_size": 4, "max_steps": 6, "logging_steps": 1, "save_steps": 3, "learning_rate": 1e-3,
         "do_train": 1, "report_to": "none",
     }  # fmt: skip
-    return flags(**(options | changes))
+    return make_flags(**(options | changes))
 
 
 def wait_for_rows(path: Path, count: int, process: subprocess.Popen, seconds: float = 300) -> None:

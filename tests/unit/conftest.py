@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def make_engine():
-    """build_engine, with every engine closed when the test ends."""
+    """build_engine; every engine is closed when the test ends."""
     from support.scripted_engine import build_engine
 
     engines = []
@@ -26,7 +26,7 @@ def make_engine():
 
 @pytest.fixture
 def upstream():
-    """In the place of Triton: answers one text to each request, unless a test gives it another script."""
+    """A stand-in for Triton that answers each request with one text unless a test scripts it."""
     from scripted_upstream import ScriptedUpstream, answer
 
     made = ScriptedUpstream()
@@ -36,7 +36,7 @@ def upstream():
 
 @pytest.fixture
 def ask_rest(upstream):
-    """A request to the front's REST application, answered in this thread."""
+    """Send a request to the REST application of the front, in this thread."""
     import httpx
 
     from front_ports import configure
@@ -59,7 +59,7 @@ def ask_rest(upstream):
 
 @pytest.fixture(scope="module")
 def echo():
-    """An application that says what it was asked."""
+    """An application that echoes requests."""
     from support.guarded_echo import Echo
 
     return Echo()
@@ -68,14 +68,14 @@ def echo():
 @pytest.fixture(scope="module")
 def port(echo):
     """A port of `echo` behind the guard: bodies of up to 10,000 bytes, four requests of a client."""
-    from front_ports import GUARD_S, configure, running
+    from front_ports import GUARD_S, configure, serve_app
     from oarlock.serve.front.admission import Admission
     from oarlock.serve.front.http.server import guard_app
     from oarlock.serve.front.keys import Keys
     from support.guarded_echo import error
 
     options = configure(max_body=10_000, body_seconds=GUARD_S)
-    with running(guard_app(echo, options, Keys(), Admission(8, 4), error, open_paths=("/probe",)), options) as port:
+    with serve_app(guard_app(echo, options, Keys(), Admission(8, 4), error, open_paths=("/probe",)), options) as port:
         yield port
 
 

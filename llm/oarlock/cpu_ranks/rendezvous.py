@@ -78,15 +78,15 @@ class ConnectedRanks(FailureDetector):
         offset = memory.reserve(len(content))
         memory.write(offset, content)
         self._enter_name(name, offset, len(content))
-        texts = []
-        for rank, member in enumerate(self.members):
-            offset, nbytes = self._wait_for(rank, _digest(name), lambda rank=rank: ("the start", [rank]), math.inf)
-            if nbytes > MAX_SHARED_BYTES:
-                raise self.fail(f"rank {rank} shares {nbytes:,} bytes; {MAX_SHARED_BYTES:,} fit")
-            received = bytearray(nbytes)
-            member.memory.read(offset, received)
-            texts.append(received.decode(errors="replace"))
-        return texts
+        return [self._read_shared(rank, name) for rank in range(len(self.members))]
+
+    def _read_shared(self, rank: int, name: str) -> str:
+        offset, nbytes = self._wait_for(rank, _digest(name), lambda: ("the start", [rank]), math.inf)
+        if nbytes > MAX_SHARED_BYTES:
+            raise self.fail(f"rank {rank} shares {nbytes:,} bytes; {MAX_SHARED_BYTES:,} fit")
+        content = bytearray(nbytes)
+        self.members[rank].memory.read(offset, content)
+        return content.decode(errors="replace")
 
     def _wait_for(
         self, rank: int, wanted: bytes, describe: Describe, timeout_s: float | None = None

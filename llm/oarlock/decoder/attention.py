@@ -23,7 +23,7 @@ KeysAndValues = tuple[Tensor, Tensor]  # [batch, keys, heads, size of a head] ea
 
 @dataclass(frozen=True)
 class Pass:
-    """What all layers get in a forward pass.
+    """Everything that all layers get in a forward pass.
 
     Attributes:
         positions: int64 [batch, tokens]; None: 0, 1, ... in every row.
@@ -31,6 +31,7 @@ class Pass:
         length: tokens of a row, with those of earlier calls.
         tokens: of this call in a row. Sequence parallelism flattens the batch, so that shapes do not tell.
         use_cache: return keys and values.
+        counted: bool [batch, tokens], False for padding, which the load of experts leaves out; None: no padding.
     """
 
     positions: Tensor | None
@@ -38,6 +39,7 @@ class Pass:
     length: int
     tokens: int
     use_cache: bool = False
+    counted: Tensor | None = None
 
 
 class SelfAttention(nn.Layer):
@@ -71,14 +73,18 @@ class SelfAttention(nn.Layer):
                 self.sinks.tensor_slice = TensorSlice((spec.heads,), 0, find_runs((spec.heads,), degree, rank))
         self.enable_recompute = False  # set by PretrainedModel.recompute_enable()
 
-    def forward(
-        self, x: Tensor, given: Pass, past: KeysAndValues | None = None
-    ) -> tuple[Tensor, KeysAndValues | None]:
+    @property
+    def output_projection(self) -> nn.Layer:
+        """The last matrix of the residual branch."""
+        return self.o_proj
+
+    def forward(self, x: Tensor, given: Pass, past: KeysAndValues | None = None) -> tuple[Tensor, KeysAndValues | None]:
         """[batch, tokens, hidden] -> the same shape, and keys and values if `given` asks for them.
 
         Under sequence parallelism [batch x tokens / ranks, hidden].
         """
-        attended, present = self.attend(*self.project(x), given, past)
+        query, key, value = self.project(x)
+        attended, present = self.attend(query, key, value, given, past)
         return project(attended, self.o_proj)[0], present
 
     def project(self, x: Tensor) -> list[Tensor]:
@@ -101,23 +107,19 @@ class SelfAttention(nn.Layer):
         spec, shape = self.spec, query.shape
         if spec.qk_norm == "all_heads":
             query, key = self.q_norm(query), self.k_norm(key)
-        query, key, value = (self._split_heads(states, given) for states in (query, key, value))
+        query, key, value = (
+            states.reshape([*([-1, given.tokens] if states.ndim == 2 else [0, 0]), heads, spec.head_dim])
+            for states, heads in ((query, self.heads), (key, self.kv_heads), (value, self.kv_heads))
+        )
         if spec.qk_norm == "head":
             query, key = self._norm_heads(query, self.q_norm), self._norm_heads(key, self.k_norm)
         if spec.rope is not None:
             query, key = rotate(query, key, spec.rope, given.positions, given.length)
         if past is not None:
             key, value = paddle.concat([past[0], key], axis=1), paddle.concat([past[1], value], axis=1)
-        found = self._run(
-            query, key, value, given.mask, self.sinks if spec.sinks else None
-        )
+        found = self._run(query, key, value, given.mask, self.sinks if spec.sinks else None)
         flat = [0, 0, -1] if len(shape) == 3 else [-1, shape[-1]]
         return found.reshape(flat), (key, value) if given.use_cache else None
-
-    def _split_heads(self, states: Tensor, given: Pass) -> Tensor:
-        """[batch, tokens, heads x size] (flattened under sequence parallelism) -> [batch, tokens, heads, size]."""
-        rows = [-1, given.tokens] if states.ndim == 2 else [0, 0]
-        return states.reshape([*rows, -1, self.spec.head_dim])
 
     def _norm_heads(self, states: Tensor, norm: RMSNorm) -> Tensor:
         if self.config.tensor_parallel_degree == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import paddle
@@ -9,9 +10,11 @@ from paddle import nn
 from paddle.distributed.fleet.utils import recompute
 
 from oarlock.decoder.attention import KeysAndValues, Pass, SelfAttention, recomputes
+from oarlock.decoder.latent_attention import LatentSelfAttention
 from oarlock.decoder.mlp import GatedMLP
+from oarlock.decoder.moe import MixtureOfExperts
 from oarlock.decoder.norm import RMSNorm
-from oarlock.families.architecture import MLP, Architecture, Attention, DecoderBlock
+from oarlock.families.architecture import MLP, Architecture, Attention, DecoderBlock, LatentAttention, MoE
 from oarlock.ops.decoder_layer import fused_layer_end, fused_layer_start
 from oarlock.ops.patch import can_fuse, is_as_made
 from oarlock.ops.rms_norm import fused_add_rms_norm, fused_rms_norm_kept
@@ -26,18 +29,24 @@ class DecoderLayer(nn.Layer):
         self.spec, self.config = spec, config
         self.self_attn = make_attention(spec, model, config)
         self.add_sublayer(spec.mlp_name, make_mlp(spec, model, config))
-        for name in (spec.norms.before_attention, spec.norms.after_attention, spec.norms.before_mlp, spec.norms.after_mlp):
+        for name in (
+            spec.norms.before_attention,
+            spec.norms.after_attention,
+            spec.norms.before_mlp,
+            spec.norms.after_mlp,
+        ):
             if name:
                 self.add_sublayer(name, RMSNorm(model.hidden, model.norm_epsilon, config, model.norm_offset))
         self.enable_recompute = False  # set by PretrainedModel.recompute_enable()
 
-    def forward(
-        self, x: Tensor, given: Pass, past: KeysAndValues | None = None
-    ) -> tuple[Tensor, KeysAndValues | None]:
+    def forward(self, x: Tensor, given: Pass, past: KeysAndValues | None = None) -> tuple[Tensor, KeysAndValues | None]:
         """[batch, tokens, hidden] -> the same shape, and keys and values if `given` asks for them.
 
         Under sequence parallelism [batch x tokens / ranks, hidden].
         """
+        mlp = self._sub_layers[self.spec.mlp_name]
+        if isinstance(mlp, MixtureOfExperts):
+            given = replace(given, counted=mlp.next_mask())
         if recomputes(self, "full", x):
             return recompute(self._run, x, given, past, use_reentrant=self.config.recompute_use_reentrant)
         return self._run(x, given, past)
@@ -45,10 +54,10 @@ class DecoderLayer(nn.Layer):
     def _run(self, x: Tensor, given: Pass, past: KeysAndValues | None) -> tuple[Tensor, KeysAndValues | None]:
         if past is None and not given.use_cache and self._adds_in_norms(x):
             return self._run_fused(x, given), None
-        norms, mlp = self.spec.norms, self._sub_layers[self.spec.mlp_name]
+        norms = self.spec.norms
         attended, present = self._attend(self._norm(norms.before_attention, x), given, past)
         x = self._add(x, self._norm(norms.after_attention, attended))
-        added = mlp(self._norm(norms.before_mlp, x))
+        added = self._feed_forward(self._norm(norms.before_mlp, x), given)
         return self._add(x, self._norm(norms.after_mlp, added)), present
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
@@ -61,6 +70,10 @@ class DecoderLayer(nn.Layer):
         if recomputes(self, "full_attn", x):
             return recompute(self.self_attn, x, given, past, use_reentrant=self.config.recompute_use_reentrant)
         return self.self_attn(x, given, past)
+
+    def _feed_forward(self, x: Tensor, given: Pass) -> Tensor:
+        mlp = self._sub_layers[self.spec.mlp_name]
+        return mlp(x, given.counted) if isinstance(mlp, MixtureOfExperts) else mlp(x)
 
     # The fused operators of training on a CPU
 
@@ -80,19 +93,20 @@ class DecoderLayer(nn.Layer):
             normed, kept = fused_rms_norm_kept(x, first.scale, first.epsilon)
             attended, _ = self.self_attn(normed, given)
             normed, total, _ = fused_add_rms_norm(attended, kept, second.scale, second.epsilon)
-            return total + self._sub_layers[self.spec.mlp_name](normed)
+            return total + self._feed_forward(normed, given)
         attention, mlp = self.self_attn, self._sub_layers[self.spec.mlp_name]
-        projections = attention.q_proj, attention.k_proj, attention.v_proj
-        *states, kept, _ = fused_layer_start(x, first.scale, *(one.weight for one in projections), first.epsilon)
-        biased = [
-            state if one.bias is None else state + one.bias for state, one in zip(states, projections, strict=True)
-        ]
-        attended, _ = attention.attend(*biased, given)
-        weights = (linear.weight for linear in mlp._sub_layers.values())
-        return fused_layer_end(attended, kept, attention.o_proj.weight, second.scale, *weights, second.epsilon)
+        q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
+        *states, kept, _ = fused_layer_start(x, first.scale, q.weight, k.weight, v.weight, first.epsilon)
+        query, key, value = (
+            state if one.bias is None else state + one.bias for state, one in zip(states, (q, k, v), strict=True)
+        )
+        attended, _ = attention.attend(query, key, value, given)
+        gate, up, down = (linear.weight for linear in mlp._sub_layers.values())
+        output = attention.o_proj.weight
+        return fused_layer_end(attended, kept, output, second.scale, gate, up, down, second.epsilon)
 
     def _trains_whole(self, x: Tensor) -> bool:
-        """Whether the operators of custom_ops/decoder_layer fit: SwiGLU and plain linear layers that are all trained."""
+        """Whether custom_ops/decoder_layer fits: SwiGLU, and plain linear layers that are all trained."""
         attention, mlp = self.spec.attention, self.spec.mlp
         if not isinstance(attention, Attention) or not isinstance(mlp, MLP) or mlp.activation not in ("silu", "swish"):
             return False
@@ -107,11 +121,13 @@ class DecoderLayer(nn.Layer):
 
 def make_attention(spec: DecoderBlock, model: Architecture, config: Any) -> nn.Layer:
     """Make the attention of a layer."""
-    assert isinstance(spec.attention, Attention)
+    if isinstance(spec.attention, LatentAttention):
+        return LatentSelfAttention(spec.attention, model, config)
     return SelfAttention(spec.attention, model, config)
 
 
 def make_mlp(spec: DecoderBlock, model: Architecture, config: Any) -> nn.Layer:
     """Make the feed-forward of a layer."""
-    assert isinstance(spec.mlp, MLP)
+    if isinstance(spec.mlp, MoE):
+        return MixtureOfExperts(spec.mlp, model.hidden, config)
     return GatedMLP(spec.mlp, model.hidden, config)

@@ -8,14 +8,19 @@ from typing import Any, Literal
 
 from paddle import nn
 from paddle.distributed.fleet.meta_parallel import ColumnParallelLinear, RowParallelLinear
-from paddle.distributed.fleet.utils.sequence_parallel_utils import ColumnSequenceParallelLinear, RowSequenceParallelLinear
+from paddle.distributed.fleet.utils.sequence_parallel_utils import (
+    ColumnSequenceParallelLinear,
+    RowSequenceParallelLinear,
+)
 
 from oarlock.weights.tensor_slice import TensorSlice
 
 Split = Literal["", "column", "row"]
 
 
-def make_linear(inputs: int, outputs: int | Sequence[int], config: Any, *, split: Split = "", bias: bool = False) -> nn.Layer:
+def make_linear(
+    inputs: int, outputs: int | Sequence[int], config: Any, *, split: Split = "", bias: bool = False
+) -> nn.Layer:
     """Make a linear layer of this rank. Its parameters know which slice of the whole tensor they are.
 
     Args:

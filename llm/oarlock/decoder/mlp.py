@@ -36,20 +36,22 @@ class GatedMLP(nn.Layer):
         gate, up, down = spec.names
         inner = spec.intermediate
         if spec.packed:
-            self._name(gate, make_linear(hidden, (inner, inner), config, split="column", bias=spec.bias))
+            self.add_sublayer(gate, make_linear(hidden, (inner, inner), config, split="column", bias=spec.bias))
         else:
-            self._name(gate, make_linear(hidden, inner, config, split="column", bias=spec.bias))
-            self._name(up, make_linear(hidden, inner, config, split="column", bias=spec.bias))
-        self._name(down, make_linear(inner, hidden, config, split="row", bias=spec.bias))
+            self.add_sublayer(gate, make_linear(hidden, inner, config, split="column", bias=spec.bias))
+            self.add_sublayer(up, make_linear(hidden, inner, config, split="column", bias=spec.bias))
+        self.add_sublayer(down, make_linear(inner, hidden, config, split="row", bias=spec.bias))
 
-    def _name(self, name: str, layer: nn.Layer) -> None:
-        self.add_sublayer(name, layer)
+    @property
+    def output_projection(self) -> nn.Layer:
+        """The last matrix of the residual branch."""
+        return self._sub_layers[self.spec.names[2]]
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden] -> [..., hidden]."""
         is_silu = self.spec.activation in ("silu", "swish")
         *before, down = self._sub_layers.values()
-        if is_silu and not self.spec.packed and (found := try_lora_mlp(x, *before, down)) is not None:
+        if is_silu and not self.spec.packed and (found := try_lora_mlp(x, before[0], before[1], down)) is not None:
             return found
         projected = project(x, *before)
         if is_silu and can_fuse(*projected):

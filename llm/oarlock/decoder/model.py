@@ -16,7 +16,7 @@ from paddle.distributed.fleet.utils.sequence_parallel_utils import (
     RowSequenceParallelLinear,
     ScatterOp,
 )
-from paddlenlp.transformers import PretrainedModel
+from paddlenlp.transformers import PretrainedConfig, PretrainedModel
 
 from oarlock.decoder.attention import KeysAndValues, Pass
 from oarlock.decoder.block import DecoderLayer
@@ -24,7 +24,7 @@ from oarlock.decoder.linear import find_runs
 from oarlock.decoder.norm import RMSNorm
 from oarlock.families.architecture import Architecture
 from oarlock.families.family import Family
-from oarlock.ops.attention import AttentionMask, make_mask
+from oarlock.ops.attention import make_mask
 from oarlock.ops.linear_cross_entropy import DeferredLogits
 from oarlock.ops.patch import can_fuse
 from oarlock.typing import Tensor
@@ -34,19 +34,6 @@ _LINEAR = (
     nn.Linear, ColumnParallelLinear, RowParallelLinear, ColumnSequenceParallelLinear, RowSequenceParallelLinear,
     nn.Embedding, VocabParallelEmbedding,
 )  # fmt: skip
-
-
-class Embedding(nn.Layer):
-    """The input embedding. Under sequence parallelism each rank gets a part of the tokens."""
-
-    def __init__(self, model: Architecture, config: Any) -> None:
-        super().__init__()
-        self.embed_tokens = make_embedding(model, config)
-        self._scale, self._config = model.embedding_scale, config
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """int64 [batch, tokens] -> [batch, tokens, hidden], or [batch x tokens / ranks, hidden]."""
-        return embed(self.embed_tokens, ids, self._scale, self._config)
 
 
 def make_embedding(model: Architecture, config: Any) -> nn.Layer:
@@ -133,8 +120,9 @@ class DecoderModel(nn.Layer):
         self, ids: Tensor, given: Pass, past: Sequence[KeysAndValues] | None
     ) -> tuple[Tensor, list[KeysAndValues | None]]:
         """int64 [batch, tokens] -> hidden states, and each layer's keys and values."""
-        x, presents = embed(self.embed_tokens, ids, self._scale, self._config), []
-        earlier = list(past) if past is not None else [None] * len(self.layers)
+        x = embed(self.embed_tokens, ids, self._scale, self._config)
+        presents: list[KeysAndValues | None] = []
+        earlier: list[KeysAndValues | None] = list(past) if past is not None else [None] * len(self.layers)
         del past  # each layer's old keys and values are freed as soon as they are joined
         for i, layer in enumerate(self.layers):
             x, present = layer(x, given, earlier[i])
@@ -147,6 +135,7 @@ class DecoderForCausalLM(PretrainedModel):
     """A causal language model. make_model_class() makes a subclass for each family."""
 
     family: ClassVar[Family]
+    config_class = PretrainedConfig
     _tied_weights_keys = ("lm_head.weight",)
 
     def __init__(self, config: Any) -> None:
@@ -224,6 +213,13 @@ class DecoderForCausalLM(PretrainedModel):
 
     def _init_weights(self, layer: nn.Layer) -> None:
         initialize(layer, self.architecture)
+
+
+def defer_logits(model: nn.Layer) -> None:
+    """Have the heads of our decoder return DeferredLogits in training, for a loss that knows them."""
+    for layer in model.sublayers():
+        if isinstance(layer, LMHead):
+            layer.defers = True
 
 
 def initialize(layer: nn.Layer, model: Architecture) -> None:

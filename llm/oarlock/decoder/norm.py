@@ -26,7 +26,9 @@ class RMSNorm(nn.Layer):
             gradients.
     """
 
-    def __init__(self, width: int, epsilon: float, config: Any, offset: float = 0.0, follows_sequence: bool = True) -> None:
+    def __init__(
+        self, width: int, epsilon: float, config: Any, offset: float = 0.0, follows_sequence: bool = True
+    ) -> None:
         super().__init__()
         initial = nn.initializer.Constant(1.0 - offset)
         self.weight = self.create_parameter([width], default_initializer=initial)

@@ -8,6 +8,7 @@ import paddle
 from paddle import nn
 from paddle.distributed import fleet
 from paddle.distributed.fleet.meta_parallel import LayerDesc, PipelineLayer, SharedLayerDesc
+from paddlenlp.transformers import PretrainedConfig
 from paddlenlp.transformers.model_utils import PipelinePretrainedModel
 
 from oarlock.decoder.attention import Pass
@@ -81,6 +82,7 @@ class DecoderForCausalLMPipe(PipelinePretrainedModel, PipelineLayer):
     """A rank's pipeline stage. make_model_class() makes a subclass for each family."""
 
     family: ClassVar[Family]
+    config_class = PretrainedConfig
     _tied_weights_keys = ("lm_head.weight",)
 
     def __init__(self, config: Any) -> None:
@@ -104,7 +106,9 @@ class DecoderForCausalLMPipe(PipelinePretrainedModel, PipelineLayer):
         )
         self.apply(self._init_weights)  # PretrainedModel's constructor, which would do so, does not run
 
-    def _add(self, layer: type[nn.Layer], name: str, *, shared: bool = False, **arguments: DecoderBlock | Architecture) -> None:
+    def _add(
+        self, layer: type[nn.Layer], name: str, *, shared: bool = False, **arguments: DecoderBlock | Architecture
+    ) -> None:
         if shared:
             described = SharedLayerDesc(
                 _SHARED, layer, shared_weight_attr="embedding_weight", config=self.config, **arguments

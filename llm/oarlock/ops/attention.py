@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +18,7 @@ from oarlock.ops.attention_backends.flash import find_flash_limits, flash_attent
 from oarlock.ops.attention_backends.fused import fused_attention
 from oarlock.ops.attention_backends.masks import dense_mask, make_blocks, make_row_indices, window_mask
 from oarlock.ops.attention_backends.reference import attend_in_blocks, reference_attention
-from oarlock.ops.patch import Function, can_fuse, fits
+from oarlock.ops.patch import can_fuse
 from oarlock.typing import Tensor
 
 _LOWEST = -1e4  # values of an additive mask from here on hide
@@ -100,6 +99,7 @@ def attend(
     window: int | None = None,
     soft_cap: float | None = None,
     sinks: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """softmax(scale query key^T) value over the keys that each query attends to, [batch, queries, heads, value_dim].
 
@@ -114,6 +114,7 @@ def attend(
         window: of these keys, a query attends to the last so many positions up to its own only.
         soft_cap: scores become soft_cap * tanh(scores / soft_cap) (Gemma 2).
         sinks: [heads], scores of one more key for all queries, which has no value (gpt-oss).
+        dropout: of the weights of the values; 0 outside of training.
 
     Raises:
         ValueError: if shapes or types don't fit.
@@ -133,13 +134,16 @@ def attend(
         return bias.expand([batch, *bias.shape[1:]])
 
     if can_fuse(query, key, value):
-        if mask.seen is None:
-            return fused_attention(query, key, value, mask.ends, None, scale, window, soft_cap, sinks)
-        bias = mask.reuse(("bias", window), make_bias)
-        return fused_attention(query, key, value, None, bias, scale, None, soft_cap, sinks)
+        if dropout == 0:
+            if mask.seen is None:
+                return fused_attention(query, key, value, mask.ends, None, scale, window, soft_cap, sinks)
+            bias = mask.reuse(("bias", window), make_bias)
+            return fused_attention(query, key, value, None, bias, scale, None, soft_cap, sinks)
+        log_once("attention with dropout uses Paddle's ops")
     if is_dynamic and mask.flash and query.place.is_gpu_place():
         limits = find_flash_limits(query, key, value) | {
-            "a dense mask": mask.seen is not None, "soft caps": soft_cap is not None, "sinks": sinks is not None
+            "a dense mask": mask.seen is not None, "soft caps": soft_cap is not None, "sinks": sinks is not None,
+            "dropout": dropout > 0,
         }  # fmt: skip
         unsupported = ", ".join(name for name, is_so in limits.items() if is_so)
         if not unsupported:
@@ -149,9 +153,9 @@ def attend(
     if is_dynamic and mask.seen is None and num_queries == num_keys and query.place.is_cpu_place():
         blocks = mask.reuse(("blocks", num_keys, window), lambda: make_blocks(batch, num_keys, mask.ends, window))
         if blocks:
-            return attend_in_blocks(query, key, value, blocks, scale, soft_cap, sinks)
+            return attend_in_blocks(query, key, value, blocks, scale, soft_cap, sinks, dropout)
     dense = mask.reuse(("dense", num_queries, num_keys, window), make_dense)
-    return reference_attention(query, key, value, dense, scale, soft_cap, sinks)
+    return reference_attention(query, key, value, dense, scale, soft_cap, sinks, dropout)
 
 
 def _size(tensor: Tensor, axis: int) -> Any:
@@ -185,101 +189,3 @@ def _check_shapes(
     for name, (tensor, shape) in expected.items():
         if tensor is not None and list(tensor.shape) != shape:
             raise ValueError(f"{name} has to be {shape}; got {list(tensor.shape)}")
-
-
-# PaddleNLP's models
-
-
-def takes_ends(function: Function) -> bool:
-    """Whether a model's attn_func is the fused attention, which separates packed examples if it is given `ends`."""
-    return getattr(getattr(function, "func", function), _MARK, False)
-
-
-_MARK = "oarlock_takes_ends"
-
-
-def replace_attention(original: Function) -> Function:
-    """Replace PaddleNLP's scaled_dot_product_attention, whose arguments differ between families."""
-    signature = inspect.signature(original)
-
-    def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> Any:
-        named = signature.bind(*args, **kwargs)
-        named.apply_defaults()
-        given = named.arguments
-        query, key, value = (given[f"{name}_states"] for name in ("query", "key", "value"))
-        mask, ends = given["attention_mask"], given.get("attn_mask_startend_row_indices")
-        if ends is None and mask is not None and mask.ndim == 2:  # of replace_mask
-            mask, ends = None, mask
-        if ends is not None and ends.ndim == 3 and ends.shape[1] == 1:
-            ends = ends.squeeze(1)
-        reason = _refusal(given, ends)
-        if reason or not fits(query, key, value):
-            if reason:
-                log_once(f"attention with {reason} uses Paddle's ops")
-            groups = query.shape[2] // key.shape[2]
-            given["key_states"], given["value_states"] = (_repeated(tensor, groups) for tensor in (key, value))
-            if ends is not None and ends.ndim == 2:
-                seen = dense_mask(query.shape[1], ends.shape[1], ends).unsqueeze(1)
-                given["attention_mask"] = paddle.where(seen, 0.0, paddle.finfo(query.dtype).min).astype(query.dtype)
-                if "attn_mask_startend_row_indices" in given:
-                    given["attn_mask_startend_row_indices"] = None
-            return original(*named.args, **named.kwargs)
-        batch, length = query.shape[:2]
-        bias = None if mask is None else mask.reshape([batch, 1, length, key.shape[1]])
-        output = fused_attention(query, key, value, ends, bias)
-        return output.reshape([batch * length, -1] if given["sequence_parallel"] else [batch, length, -1])
-
-    setattr(scaled_dot_product_attention, _MARK, True)
-    return scaled_dot_product_attention
-
-
-def _refusal(given: dict[str, Any], ends: Tensor | None) -> str:
-    """Name the features of a call that the operator lacks, or return ""."""
-    dropout = given.get("attn_dropout_prob", getattr(given["config"], "attention_dropout", 0))
-    found = {
-        "a static graph": not paddle.in_dynamic_mode(),
-        "attention weights as output": given["output_attentions"],
-        "ALiBi": given.get("alibi") is not None,
-        "dropout": dropout and given.get("training", given.get("trainer_mode", False)),
-        "values of another size than the keys": given["value_states"].shape != given["key_states"].shape,
-        "context parallelism": given.get("reshard_layer") is not None
-        or getattr(given["config"], "context_parallel_degree", 1) > 1,
-        "a mask of ends in another form": ends is not None and ends.ndim != 2,
-    }
-    return ", ".join(name for name, is_so in found.items() if is_so)
-
-
-def _repeated(states: Tensor, groups: int) -> Tensor:
-    return states if groups == 1 else states.repeat_interleave(groups, axis=2)
-
-
-def replace_repeat_kv(original: Function) -> Function:
-    """Skip repeating: the replaced attention repeats heads only if it must."""
-
-    def repeat_kv(hidden_states: Tensor, n_rep: int) -> Tensor:
-        return hidden_states if paddle.in_dynamic_mode() else original(hidden_states, n_rep)
-
-    return repeat_kv
-
-
-def replace_mask(original: Function) -> Function:
-    """Make _prepare_decoder_attention_mask return ends in place of a dense mask with the same content."""
-
-    def prepare(attention_mask: Tensor | None, input_shape: Any, past_key_values_length: int, dtype: Any) -> Tensor:
-        served = paddle.in_dynamic_mode() and paddle.get_device() == "cpu" and dtype == paddle.float32
-        if not served or (attention_mask is not None and attention_mask.ndim != 2):
-            return original(attention_mask, input_shape, past_key_values_length, dtype)
-        batch, length = input_shape
-        ends = paddle.full([batch, length + past_key_values_length], length + past_key_values_length, "int32")
-        return ends if attention_mask is None else ends * attention_mask.astype("bool").astype("int32")
-
-    return staticmethod(prepare)
-
-
-def replace_is_causal_mask(original: Function) -> Function:
-    """Make is_casual_mask accept ends, which are two-dimensional and never dropped."""
-
-    def is_casual_mask(attention_mask: Tensor) -> bool:
-        return attention_mask.ndim > 2 and original(attention_mask)
-
-    return is_casual_mask

@@ -19,6 +19,7 @@ from oarlock.errors import EnvironmentProblem, failure_listeners
 from oarlock.families.model_sizes import ModelSizes
 from oarlock.models.build import set_parallel_fields
 from oarlock.ops import install as fused_ops
+from oarlock.parallel.expert_groups import make_expert_groups
 from oarlock.parallel.make_plan import make_plan
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.parallel.plan import ParallelPlan
@@ -133,6 +134,7 @@ def connect_ranks(run: Run[ConfigT], source: ModelSource, seq_length: int) -> No
     if run.plan.world_size > 1:
         logger.info(f"plan: {run.plan.describe()}")
     run.args = training_arguments(run.config, run.plan)
+    make_expert_groups(run.plan)
     run_on_all_ranks(lambda: _check_writable(Path(run.config.checkpoint.output_dir)))
     set_parallel_fields(source.config, run.plan, rank())
 

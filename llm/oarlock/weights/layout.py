@@ -40,7 +40,8 @@ def parameter_shards(model: nn.Layer) -> list[ParameterShard]:
     state = model.state_dict()
     degree = max(1, getattr(model.config, "tensor_parallel_degree", 1) or 1)
     actions: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
-    if degree > 1:  # PaddleNLP's functions that cut this rank's slice out of a whole tensor
+    if degree > 1 and not hasattr(model, "architecture"):
+        # PaddleNLP's functions that cut this rank's slice out of a whole tensor. Parameters of our decoder know theirs.
         actions = type(model).get_tensor_parallel_convert_actions(
             model.config, list(state), is_split=True, ignore_error=True
         )
@@ -51,7 +52,7 @@ def parameter_shards(model: nn.Layer) -> list[ParameterShard]:
             continue
         seen.add(id(tensor))
         split, shape = actions.get(name), tuple(tensor.shape)
-        tensor_slice = getattr(tensor, "tensor_slice", None)  # fine-tuning methods set it on the parameters they add
+        tensor_slice = getattr(tensor, "tensor_slice", None)  # set by our decoder and by fine-tuning methods
         if tensor_slice is None and split is not None and tensor.is_distributed:
             tensor_slice = _find_slice(shape, split, degree, name)
         found.append(ParameterShard(rename(name), tensor, tensor_slice or TensorSlice(shape)))
@@ -69,8 +70,10 @@ def _full_names(model: nn.Layer, state: Mapping[str, Any]) -> Callable[[str], st
         tied = state.get(f"{path}.weight")
         return lambda name: f"{path}.weight" if tied is not None and state[name] is tied else name
     paths = model.get_sequential_name_prefixes()
-    full_class = getattr(paddlenlp.transformers, type(model).__name__.removesuffix("Pipe"), None)
-    prefix = getattr(full_class, "base_model_prefix", "")
+    prefix = ""
+    if not hasattr(model, "architecture"):  # PaddleNLP's; the names in our own pipelines are complete
+        full_class = getattr(paddlenlp.transformers, type(model).__name__.removesuffix("Pipe"), None)
+        prefix = getattr(full_class, "base_model_prefix", "")
     # The names in ChatGLM2's pipeline lack the prefix "chatglm_v2.".
     prefix = "" if not prefix or any(path.startswith(prefix) for path in paths.values()) else f"{prefix}."
     shared = [paths[str(i)] for i, layer in enumerate(model._layers_desc) if isinstance(layer, SharedLayerDesc)]

@@ -1,4 +1,4 @@
-"""from oarlock import ...: what is there, what it refuses, and that nothing of it imports Paddle before it has to."""
+"""The public API `from oarlock import ...`: its names, its refusals, and that it imports Paddle only when needed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_configuration_is_read_and_checked():
     assert mixed.data.dataset_name_or_path == "1 a 2 'b c'"
 
 
-def test_all_problems_are_told_at_once():
+def test_all_problems_are_reported_at_once():
     with pytest.raises(ConfigError) as error:
         load_config("finetune", "lora_7b", learning_rat=1, r="many", tgt_length=0)
     for problem in ("learning_rat; did you mean learning_rate?", "argument r: r must be a whole number", "at least 1"):
@@ -37,7 +37,7 @@ def test_a_loaded_configuration_takes_no_more_options():
         finetune(load_config("finetune", "lora_7b"), r=3)
 
 
-def test_training_is_refused_outside_of_the_main_thread(tmp_path):
+def test_training_outside_the_main_thread_is_refused(tmp_path):
     raised = []
 
     def run():
@@ -71,7 +71,7 @@ def test_everything_public_is_documented():
         oarlock.nothing  # noqa: B018
 
 
-def test_importing_it_does_not_import_paddle():
+def test_importing_oarlock_does_not_import_paddle():
     code = (
         "import sys, oarlock; assert not {'numpy', 'yaml', 'oarlock.config'} & set(sys.modules)\n"
         "from oarlock import *\nload_config('finetune', 'lora_7b')\n"

@@ -1,4 +1,4 @@
-"""Flags of commands are the fields of a dataclass: spellings, defaults, checks and help come from their declaration."""
+"""Command flags are dataclass fields: spellings, defaults, checks and help follow from the declaration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from oarlock.config.recipes import list_recipes
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Of every kind."""
+    """Options of every kind."""
 
     folder: Path = positional(metavar="DIR")
     """Where it is."""
@@ -70,7 +70,7 @@ def parser(runs) -> argparse.ArgumentParser:
     return made
 
 
-def test_words_become_options(parser, runs):
+def test_arguments_become_options(parser, runs):
     assert run_parsed(parser.parse_args(["one", "d"])) == 7
     assert runs.seen == [Options(folder=Path("d"))]
     words = "two inner d --num-rows 4 --weight 1 --weight 2.5 --input a b --no_proof --skip_bad --keep k --form text"
@@ -85,7 +85,7 @@ def test_words_become_options(parser, runs):
 
 
 @pytest.mark.parametrize("words", [["--lora", "--help"], ["recipe", "--x", "1", "--", "y"], []])
-def test_a_command_that_reads_its_words_gets_all_of_them(parser, runs, words):
+def test_a_command_with_its_own_parser_gets_all_arguments(parser, runs, words):
     run_parsed(parser.parse_args(["three", *words]))
     assert runs.seen == [words]
 
@@ -103,7 +103,7 @@ def test_a_command_that_reads_its_words_gets_all_of_them(parser, runs, words):
         ("two", "the following arguments are required: COMMAND"),
     ],
 )
-def test_wrong_words_are_refused(parser, capsys, words, message):
+def test_wrong_arguments_are_refused(parser, capsys, words, message):
     with pytest.raises(SystemExit) as stop:
         parser.parse_args(words.split())
     assert stop.value.code == 2 and message in capsys.readouterr().err

@@ -23,14 +23,14 @@ def load(*words: str, kind: type = PretrainConfig):
 
 
 @pytest.mark.parametrize("words", [["--recompute"], ["--recompute", "1"], ["--recompute=true"], ["--recompute", "YES"]])
-def test_boolean_spellings_that_mean_yes(words):
+def test_boolean_spellings_of_true(words):
     assert load(*words).kernels.recompute is True
 
 
 @pytest.mark.parametrize(
     "words", [[], ["--recompute", "0"], ["--recompute", "False"], ["--recompute", "--no_recompute"]]
 )
-def test_boolean_spellings_that_mean_no(words):
+def test_boolean_spellings_of_false(words):
     assert load(*words).kernels.recompute is False
 
 
@@ -90,12 +90,12 @@ def test_rules_across_options(words, expected):
     assert expected in problems(*words)
 
 
-def test_nothing_to_do_is_an_error():
+def test_a_run_with_nothing_to_do_is_an_error():
     with pytest.raises(ConfigError, match="--do_train, --do_eval or both"):
         load_config(PretrainConfig, [])
 
 
-def test_merging_is_for_the_end_of_a_lora_training():
+def test_merge_weights_needs_lora_training():
     for words, message in ((["--do_train"], "needs --lora"), (["--do_eval", "--lora"], "merges after training")):
         with pytest.raises(ConfigError, match=message):
             load_config(FinetuneConfig, ["--merge_weights", *words])
@@ -144,7 +144,7 @@ def test_yaml_errors_name_file_and_line(tmp_path, text, expected):
     assert expected in str(error.value)
 
 
-def test_missing_file_says_what_the_first_argument_may_be():
+def test_a_missing_file_error_explains_the_first_argument():
     with pytest.raises(
         ConfigError, match=r"absent.yaml: No such file.*must be a YAML file, the name of a recipe .* or a flag"
     ):
@@ -172,13 +172,13 @@ def test_printed_config_reads_back_to_the_same(tmp_path_factory, data):
     try:
         config = load_config(PretrainConfig, words).config
     except ConfigError:
-        return  # values that don't fit together; what they say is tested above
+        return  # values that don't fit together; their messages are tested above
     path = tmp_path_factory.mktemp("yaml") / "c.yaml"
     path.write_text(to_yaml(config), encoding="utf-8")
     assert load_config(PretrainConfig, [str(path)]).config == config
 
 
-def test_help_and_print_config_answer_without_training(capsys):
+def test_help_and_print_config_do_not_train(capsys):
     assert read_command_line(PretrainConfig, ["--help"], "p") is None
     assert "--learning_rate" in capsys.readouterr().out
     assert read_command_line(PretrainConfig, ["--do_train", "--seed", "9", "--print_config"], "p") is None
@@ -197,7 +197,7 @@ def test_every_option_is_documented(kind):
 @pytest.mark.parametrize(
     ("text", "expected"), [("949,50,1", (0.949, 0.05, 0.001)), ("8/2", (0.8, 0.2, 0.0)), ("1", (1, 0, 0))]
 )
-def test_split(text, expected):
+def test_split_option(text, expected):
     assert parse_split(text) == pytest.approx(expected)
 
 
@@ -227,7 +227,7 @@ def test_flatten_has_every_option_once():
     assert set(flatten(config)) == set(option_specs(PretrainConfig))
 
 
-def test_quickstart_configs_are_valid():
+def test_quickstart_configurations_are_valid():
     folder = Path(__file__).resolve().parents[3] / "configs" / "quickstart"
     assert load_config(PretrainConfig, [str(folder / "pretrain.yaml")]).config.schedule.max_steps > 0
     assert load_config(FinetuneConfig, [str(folder / "finetune.yaml")]).config.evaluation.do_generation

@@ -1,4 +1,4 @@
-"""What messages tell people to do exists: every flag and every `oarlock` command that is named in them."""
+"""Every flag and every `oarlock` command that a message suggests exists."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from oarlock.config.options import option_specs
 PACKAGE = Path(__file__).resolve().parents[3] / "llm" / "oarlock"
 _FLAG = re.compile(r"(?<![\w-])--([a-zA-Z][\w-]*)")
 _COMMAND = re.compile(r"`oarlock ([^`]*)`")
-# Of other programs: launchers, compilers, servers, pip.
+# Flags of other programs: launchers, compilers, servers, pip.
 FOREIGN_FILES = {
     *("launch/command.py", "launch/slurm.py"),
     *("export/start_scripts.py", "export/servers.py", "config/synonyms.py", "parallel/launch_command.py"),
@@ -39,7 +39,7 @@ FOREIGN_FLAGS = {
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
-    """The string literals of a file, those of f-strings with {} in the place of values, without docstrings."""
+    """The string literals of a file without docstrings; in f-strings {} stands for values."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     inner: set[int] = set()
     for node in ast.walk(tree):

@@ -59,7 +59,7 @@ SUITES = {
 
 
 @pytest.mark.parametrize("words", SUITES)
-def test_names_of_other_suites_are_answered_with_ours(tmp_path, words):
+def test_option_names_of_other_suites_get_a_hint(tmp_path, words):
     """As a flag, in YAML and in JSON."""
     name, _, value = words.partition(" ")
     expected = SUITES[words]
@@ -75,8 +75,8 @@ def test_names_of_other_suites_are_answered_with_ours(tmp_path, words):
         assert f"{file}:1: unknown key {name}: " in str(error.value) and as_keys in str(error.value)
 
 
-def test_the_table_of_other_names_names_options():
-    """Every one that it answers with exists, with a value that it takes; none of ours is hidden by a name of theirs."""
+def test_every_hint_names_an_existing_option():
+    """Each hint names an existing option with a valid value, and none of our options is shadowed by a foreign name."""
     classes = [option_specs(kind) for kind in (FinetuneConfig, PretrainConfig)]
     for options, names in SAME.items():
         assert any(all(option in specs for option in options.split()) for specs in classes), options
@@ -95,7 +95,7 @@ def _spellings(specs) -> set[str]:
     return {spelling for name, spec in specs.items() for spelling in (name, *spec.aliases)}
 
 
-def test_a_hint_of_pretraining_is_of_pretraining():
+def test_pretraining_hints_name_pretraining_options():
     assert "unknown flag --cutoff_len: use --max_seq_length" in problems("--cutoff_len", "512")
     assert "unknown flag --lora_r: in finetune_generation.py, use --r" in problems("--lora_r", "8")
     assert "unknown flag --lora: it is an option of finetune_generation.py" in problems("--lora")

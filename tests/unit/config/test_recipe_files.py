@@ -1,4 +1,4 @@
-"""Recipes from strangers: each refused in one sentence with file and line, or read; nothing but regular files opened."""
+"""Untrusted recipes: each is read, or refused in one sentence with file and line; only regular files are opened."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def value_of_option(path: Path, name: str) -> Any:
 
 
 @pytest.mark.parametrize("text", ["010", "1_000", "12:30", "yes", "1.50", "0x1F", "2024-01-01", "1e5", "=", ".inf"])
-def test_text_is_taken_as_it_is_written(tmp_path, text):
+def test_text_is_read_verbatim(tmp_path, text):
     (tmp_path / "run.yaml").write_text(f"output_dir: {text}\n")
     assert value_of_option(tmp_path / "run.yaml", "output_dir") == text
 
@@ -77,14 +77,14 @@ def load(folder: Path, text: str | bytes, config=PretrainConfig):
         ("seed", "run.yaml:1: expected `option: value` lines"),
     ],
 )  # fmt: skip
-def test_what_is_no_recipe(tmp_path, text, reason):
+def test_files_that_are_not_recipes_are_refused(tmp_path, text, reason):
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 6000
 
 
-def test_files_that_are_none(tmp_path):
+def test_paths_that_are_not_regular_files_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "circle").symlink_to("circle")
     with tempfile.TemporaryDirectory() as short, socket.socket(socket.AF_UNIX) as bound:
@@ -103,7 +103,7 @@ def test_files_that_are_none(tmp_path):
 
 
 def test_each_include_is_read_once(tmp_path, monkeypatch):
-    """3^13 readings of the last file would not end; what stands in it wrongly is said once."""
+    """Reading the last file 3^13 times would take forever; its fault is reported once."""
     for i in range(1, 14):
         (tmp_path / f"e{i}.yaml").write_text(f"include: [e{i + 1}.yaml, ./e{i + 1}.yaml, e{i + 1}.yaml]\nseed: {i}\n")
     (tmp_path / "e14.yaml").write_text("max_steps: 3\nsed: 1\n")
@@ -112,11 +112,12 @@ def test_each_include_is_read_once(tmp_path, monkeypatch):
     assert str(caught.value).endswith("e14.yaml:2: unknown key sed; did you mean seed?")
     (tmp_path / "e14.yaml").write_text("max_steps: 3\n")
     loaded = load(tmp_path, "include: [e1.yaml, e2.yaml]\n")
-    assert (loaded.config.schedule.max_steps, loaded.config.runtime.seed) == (3, 2)  # the later include goes over
+    # The later include takes precedence.
+    assert (loaded.config.schedule.max_steps, loaded.config.runtime.seed) == (3, 2)
     assert loaded.origins["seed"].endswith("e2.yaml:2")
 
 
-def test_includes_are_bounded(tmp_path):
+def test_the_number_of_includes_is_bounded(tmp_path):
     for i in range(MOST_FILES + 1):
         (tmp_path / f"e{i}.yaml").write_text(f"include: e{i + 1}.yaml\n")
     with pytest.raises(ConfigError, match=rf"e{MOST_FILES - 1}.yaml:1: include: .*more than {MOST_FILES} files"):
@@ -151,12 +152,12 @@ def test_thousands_of_problems_end_early(tmp_path):
         "columns: {prompt: a, response: '" + "x" * 200_000 + "'}\n",
     ],
 )
-def test_long_values_are_read_in_one_go(tmp_path, text):
-    """Each took the square of its length, or more."""
+def test_long_values_are_read_in_linear_time(tmp_path, text):
+    """Each once took time quadratic in its length, or worse."""
     assert load(tmp_path, text, FinetuneConfig).config
 
 
-def test_aliases_merges_dates_and_marks_that_are_right(tmp_path):
+def test_valid_aliases_merges_dates_and_marks(tmp_path):
     text = "\ufeffschedule: &s\n  max_steps: &n 7\nseed: *n\noutput_dir: 2024-02-29\nsplit: '1,1,1'\nbf16: no\n"
     loaded = load(tmp_path, text).config
     assert (loaded.schedule.max_steps, loaded.runtime.seed, loaded.checkpoint.output_dir) == (7, 7, "2024-02-29")

@@ -26,7 +26,7 @@ RECIPES = sorted((CONFIGS / "recipes").glob("*.yaml"))
 JOBS = ("pretrain", "full", "lora", "qlora", "prefix", "p_tuning")
 SIZES = ("7b", "13b", "70b")
 
-# Where a run is, and from which model: not what a recipe is about.
+# Output folders and models, which a recipe does not decide.
 PLACES = {
     "model_name_or_path", "tokenizer_name_or_path", "model_type", "output_dir", "overwrite_output_dir", "device",
 }  # fmt: skip
@@ -38,7 +38,7 @@ def load(recipe: Path, *words: str) -> RunConfig:
 
 
 def num_gpus(recipe: Path) -> int:
-    """The first line says it: "# LoRA of a 7B model, 1 GPU: ..."."""
+    """The number of GPUs in the first line: "# LoRA of a 7B model, 1 GPU: ..."."""
     found = re.match(r"# .*? of a \d+B model.*?, (\d+) GPUs?[:.]", recipe.read_text(encoding="utf-8"))
     assert found, recipe
     return int(found[1])
@@ -57,13 +57,13 @@ def values(config: RunConfig) -> dict[str, object]:
     return {name: value for name, value in flatten(config).items() if name not in PLACES}
 
 
-def test_every_job_has_every_size():
+def test_every_job_has_recipes_for_every_size():
     assert {f"{job}_{size}" for job in JOBS for size in SIZES} <= {recipe.stem for recipe in RECIPES}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_fits_its_model_and_gpus(recipe):
-    """Nothing is refused, nothing set aside, no stage is fuller than another, no sequence is too long."""
+    """Nothing is refused or ignored, all stages are equally full, and no sequence is too long."""
     config = load(recipe)
     plan = planned(recipe, num_gpus(recipe))
     positions = read_config_by_name(config.model.model_name_or_path)["max_position_embeddings"]
@@ -82,17 +82,17 @@ def test_a_recipe_fits_its_model_and_gpus(recipe):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_numbers(name):
+def test_recipes_have_the_published_numbers(name):
     recipe = CONFIGS / "recipes" / f"{name}.yaml"
     kind = PretrainConfig if name == "pretrain_7b" else FinetuneConfig
     found, published = values(load(recipe)), values(load_config(kind, shlex.split(PUBLISHED[name])).config)
-    # The published commands give a dev file, which goes before a split of the recipes.
+    # The published commands give a dev file, which takes precedence over a split in the recipes.
     assert found.pop("validation_split", 0.02) == 0.02 and published.pop("validation_split", None) is None
     assert found == published
 
 
-def test_the_peers_run_of_70b():
-    """500 steps on 16 GPUs are the 16,384,000 tokens that were published."""
+def test_the_published_70b_run():
+    """500 steps on 16 GPUs are the published 16,384,000 tokens."""
     config, plan = load(CONFIGS / "recipes/full_70b.yaml"), planned(CONFIGS / "recipes/full_70b.yaml", 16)
     assert (plan.tensor, plan.pipeline, plan.global_batch) == (8, 2, 16)
     assert config.schedule.max_steps * plan.global_batch * config.sequence_length == 16_384_000
@@ -103,8 +103,8 @@ def test_the_peers_run_of_70b():
     assert config.optimizer.weight_decay == 0.01 and config.data.packing
 
 
-def test_all_of_a_kind_share_their_numbers():
-    """Sizes of a method differ in nothing but what their files say: a change of a part reaches them all."""
+def test_recipes_of_one_method_share_their_numbers():
+    """Sizes of a method differ only in what their files set: a change of a part reaches all of them."""
     for job, own in {
         "qlora": {"bf16", "fp16", "learning_rate"},
         "prefix": {"bf16", "fp16", "tensor_parallel_degree"},
@@ -128,7 +128,7 @@ def test_every_part_is_used():
     }
 
 
-def test_the_documents_name_every_recipe_and_script():
+def test_the_documentation_names_every_recipe_and_script():
     page = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
     rows = {row[0]: row[1] for row in re.findall(r"^\|[^|]*\| `(\w+)` \| (\d+) \|", page, re.M)}
     assert rows == {recipe.stem: str(num_gpus(recipe)) for recipe in RECIPES}
@@ -136,7 +136,7 @@ def test_the_documents_name_every_recipe_and_script():
         assert f"`{script.name}`" in page, script
 
 
-def test_the_recipe_of_the_documents_is_one(tmp_path):
+def test_the_recipe_in_the_documentation_is_valid(tmp_path):
     page = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
     (text,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
     (tmp_path / "my_lora.yaml").write_text(text)

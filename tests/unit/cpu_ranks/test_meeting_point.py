@@ -1,4 +1,4 @@
-"""Which stores a rank believes (none of others'), and the key that the ranks of a launch share."""
+"""Which stores a rank trusts, and the key that the ranks of a launch share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def store_of(card: object) -> ForgedStore:
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("shape", ["a path", "a number", "a mapping", "no JSON", "nothing"])
-def test_a_store_of_others_opens_no_file(tmp_path, rank, shape):
+def test_a_store_of_another_process_opens_no_file(tmp_path, rank, shape):
     victim = tmp_path / "victim"
     victim.write_bytes(b"V" * 4_000_000)
     with victim.open("r+b") as file:
@@ -40,7 +40,7 @@ def test_a_store_of_others_opens_no_file(tmp_path, rank, shape):
 # The key.
 
 
-def test_each_launch_has_a_place_of_its_own(monkeypatch, tmp_path):
+def test_each_launch_has_its_own_meeting_point(monkeypatch, tmp_path):
     monkeypatch.setenv("PADDLE_MASTER", "127.0.0.1:1234")
     facts = meeting_point.meeting_point()
     assert meeting_point.meeting_point().address == facts.address
@@ -61,7 +61,7 @@ def test_each_launch_has_a_place_of_its_own(monkeypatch, tmp_path):
     ("content", "mode", "words"),
     [(b"x" * 15, 0o600, "has 16 to 4,096 bytes"), (b"x" * 5000, 0o600, "has 16 to"), (b"x" * 32, 0o640, "only this user")],
 )  # fmt: skip
-def test_a_secret_that_is_none_is_an_error(monkeypatch, tmp_path, content, mode, words):
+def test_an_invalid_secret_is_an_error(monkeypatch, tmp_path, content, mode, words):
     secret = tmp_path / "secret"
     secret.write_bytes(content)
     secret.chmod(mode)

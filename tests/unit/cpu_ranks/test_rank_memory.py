@@ -1,4 +1,4 @@
-"""What a rank takes for another rank's memory, and what it reads from it."""
+"""What a rank accepts as another rank's memory, and what it reads from it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ FORGED = {
 
 
 @pytest.mark.parametrize("what", FORGED)
-def test_what_is_no_memory_of_a_rank_is_refused_and_closed(what):
+def test_descriptors_that_are_not_rank_memory_are_refused_and_closed(what):
     descriptor = FORGED[what]()
     with pytest.raises(EnvironmentProblem, match="the descriptor of a rank's memory"):
         MemoryFile.received(descriptor)
@@ -76,7 +76,7 @@ def test_memory_of_another_user_is_refused(monkeypatch):
         MemoryFile.received(os.dup(memory.descriptor))
 
 
-def test_memory_keeps_its_size_and_gives_what_lies_in_it():
+def test_memory_keeps_its_size_and_content():
     memory = MemoryFile.received(os.dup(MemoryFile.create().descriptor))
     for size in (0, PAGE, memory.nbytes * 2):
         with pytest.raises(OSError):
@@ -100,7 +100,7 @@ def test_a_limit_of_file_sizes_bounds_the_memory(monkeypatch):
         memory.reserve(2 * PAGE)
 
 
-# What another rank's memory says.
+# Values in another rank's memory.
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def describe() -> tuple[str, list[int]]:
 
 
 def enter(ranks: ConnectedRanks, number: int, offset: int, nbytes: int) -> None:
-    """What offer() writes, with what another process chose."""
+    """Write a directory entry as offer() does, with values chosen by another process."""
     from oarlock.cpu_ranks import rendezvous
 
     at = rendezvous._FIRST_ENTRY + number * rendezvous._ENTRY
@@ -133,7 +133,7 @@ def enter(ranks: ConnectedRanks, number: int, offset: int, nbytes: int) -> None:
     directory.publish(0, number + 1)
 
 
-def test_what_one_offers_the_other_finds(two):
+def test_an_offered_tensor_is_found_by_the_other_rank(two):
     first, second = two
     first.offer("it", 2 * PAGE).bytes[:3] = memoryview(b"abc")
     assert second.find(0, "it", 2 * PAGE, describe).bytes[:3].tobytes() == b"abc"
@@ -141,14 +141,14 @@ def test_what_one_offers_the_other_finds(two):
 
 
 @pytest.mark.parametrize("offset", [1, 1 << 40, (1 << 64) - PAGE, 1 << 63])
-def test_an_offset_outside_of_the_memory_is_an_error(two, offset):
+def test_an_offset_outside_the_memory_is_an_error(two, offset):
     first, second = two
     enter(first, 0, offset, PAGE)
     with pytest.raises(EnvironmentProblem, match="outside the memory"):
         second.find(0, "it", PAGE, describe)
 
 
-def test_another_size_is_an_error_of_both(two):
+def test_a_size_mismatch_is_an_error_on_both_ranks(two):
     first, second = two
     enter(first, 0, PAGE, 2 * PAGE)
     with pytest.raises(OarlockError, match="rank 0 offers 8,192 bytes for a test, rank 1 expects 4,096"):
@@ -157,14 +157,14 @@ def test_another_size_is_an_error_of_both(two):
 
 
 @pytest.mark.parametrize("count", [4097, 0xFFFFFFFF])
-def test_a_directory_of_too_many_entries_is_an_error(two, count):
+def test_too_many_directory_entries_are_an_error(two, count):
     first, second = two
     first._directories[0].publish(0, count)
     with pytest.raises(OarlockError, match="entries; 4,096 fit"):
         second.find(0, "it", PAGE, describe)
 
 
-def test_shared_texts_come_in_order_and_long_ones_are_refused(two):
+def test_shared_texts_are_ordered_and_long_ones_are_refused(two):
     first, second = two
     offset = first.members[0].memory.reserve(5)
     first.members[0].memory.write(offset, b"first")
@@ -175,7 +175,7 @@ def test_shared_texts_come_in_order_and_long_ones_are_refused(two):
         second.all_gather_objects("second")
 
 
-def test_a_record_of_failure_that_makes_no_sense_does_no_harm(two):
+def test_a_malformed_failure_record_is_harmless(two):
     first, second = two
     board = first.members[0].board
     for index in range(16, 24):

@@ -19,11 +19,11 @@ from oarlock.data.corpus import text_chunks
 from oarlock.data.corpus.notes import read_corpus_summary
 from oarlock.data.files import byte_streams, text_readers
 from oarlock.errors import DataError
-from support.corpora import TEXTS, build, documents, expected, sequences, write_jsonl
+from support.corpora import TEXTS, build, expected, read_documents, read_sequences, write_jsonl
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "txt-line"])
-def test_every_format_gives_the_same_documents(tmp_path, tiny_tokenizer, kind):
+def test_all_formats_give_the_same_documents(tmp_path, tiny_tokenizer, kind):
     texts = [text for text in TEXTS if "\n" not in text] if kind == "txt-line" else TEXTS
     path = tmp_path / f"data.{kind}"
     if kind == "jsonl":
@@ -42,7 +42,7 @@ def test_every_format_gives_the_same_documents(tmp_path, tiny_tokenizer, kind):
         path = tmp_path / "data.txt"
         path.write_text("\n".join(texts), encoding="utf-8")
     prefix, report = build(tmp_path, tiny_tokenizer, path, txt_document="line")
-    assert documents(prefix) == expected(tiny_tokenizer, texts)
+    assert read_documents(prefix) == expected(tiny_tokenizer, texts)
     assert report.documents == len(texts)
 
 
@@ -54,30 +54,30 @@ def test_a_txt_file_is_one_document_and_a_folder_is_read_in_order(tmp_path, tiny
     (source / "empty.txt").write_text("")
     (source / "ignored.png").write_bytes(b"\x89PNG")
     prefix, _ = build(tmp_path, tiny_tokenizer, source)
-    assert documents(prefix) == expected(tiny_tokenizer, ["one\ntwo\n", "three"])
+    assert read_documents(prefix) == expected(tiny_tokenizer, ["one\ntwo\n", "three"])
 
 
-def test_long_files_are_one_sequence_with_the_ids_of_the_whole(tmp_path, tiny_tokenizer, monkeypatch):
+def test_long_files_are_one_sequence_with_the_ids_of_the_full_text(tmp_path, tiny_tokenizer, monkeypatch):
     monkeypatch.setattr(byte_streams, "BLOCK_BYTES", 64)
     monkeypatch.setattr(text_chunks, "CHUNK_LENGTH", 32)
     monkeypatch.setattr(text_chunks, "CONTEXT", 16)
     text = "".join(f"line {i} 星期\n" for i in range(50))
     (tmp_path / "long.txt").write_text(text, encoding="utf-8")
     prefix, report = build(tmp_path, tiny_tokenizer, tmp_path / "long.txt")
-    assert sequences(prefix) == expected(tiny_tokenizer, [text])
+    assert read_sequences(prefix) == expected(tiny_tokenizer, [text])
     assert report.documents == 1 and report.unsure_cuts == 0
 
 
-def test_a_text_without_line_ends_is_read_between_characters(tmp_path, tiny_tokenizer, monkeypatch):
+def test_a_text_without_line_ends_is_split_between_characters(tmp_path, tiny_tokenizer, monkeypatch):
     monkeypatch.setattr(byte_streams, "BLOCK_BYTES", 16)
     monkeypatch.setattr(text_readers, "MAX_TEXT_LINE_LENGTH", 40)
     text = "星期一é" * 60
     (tmp_path / "one.txt").write_text(text, encoding="utf-8")
     prefix, report = build(tmp_path, tiny_tokenizer, tmp_path / "one.txt")
-    assert report.bad_lines == 0 and sequences(prefix) == expected(tiny_tokenizer, [text])
+    assert report.bad_lines == 0 and read_sequences(prefix) == expected(tiny_tokenizer, [text])
 
 
-def test_workers_give_the_same_corpus(tmp_path, tiny_tokenizer, monkeypatch):
+def test_the_corpus_does_not_depend_on_the_number_of_workers(tmp_path, tiny_tokenizer, monkeypatch):
     monkeypatch.setattr(byte_streams, "BLOCK_BYTES", 256)
     path = write_jsonl(tmp_path / "data.jsonl", TEXTS * 40)
     one, _ = build(tmp_path, tiny_tokenizer, path, name="one", workers=1)
@@ -89,7 +89,7 @@ def test_workers_give_the_same_corpus(tmp_path, tiny_tokenizer, monkeypatch):
 BAD = '{"text": "good"}\n{"text": 5}\nnot json\n{"other": "x"}\n["a"]\n{"text": "fine"}\n'
 
 
-def test_a_bad_line_names_file_and_line_and_nothing_is_left(tmp_path, tiny_tokenizer):
+def test_a_bad_line_is_named_and_leaves_no_corpus(tmp_path, tiny_tokenizer):
     path = tmp_path / "bad.jsonl"
     path.write_text(BAD)
     with pytest.raises(DataError, match=r"bad.jsonl:2: field 'text' holds int, expected a string"):
@@ -97,11 +97,11 @@ def test_a_bad_line_names_file_and_line_and_nothing_is_left(tmp_path, tiny_token
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_skip_bad_counts_them(tmp_path, tiny_tokenizer):
+def test_skip_bad_counts_bad_lines(tmp_path, tiny_tokenizer):
     path = tmp_path / "bad.jsonl"
     path.write_bytes(BAD.encode() + b'{"text": "\xff"}\n' + b'{"text": ""}\n')
     prefix, report = build(tmp_path, tiny_tokenizer, path, skip_bad=True)
-    assert documents(prefix) == expected(tiny_tokenizer, ["good", "fine"])
+    assert read_documents(prefix) == expected(tiny_tokenizer, ["good", "fine"])
     assert report.bad_lines == 5 and report.empty == 1
     assert [bad.line for bad in report.first_bad] == [2, 3, 4, 5, 7]
     assert read_corpus_summary(prefix)["bad_lines_skipped"] == 5
@@ -123,7 +123,7 @@ def test_damaged_files(tmp_path, tiny_tokenizer, name, content, expected):
 
 
 @pytest.mark.parametrize("end", ["gz", "zst"])
-def test_files_cut_in_the_middle_are_not_taken_for_whole(tmp_path, tiny_tokenizer, end):
+def test_truncated_files_are_refused(tmp_path, tiny_tokenizer, end):
     plain = write_jsonl(tmp_path / "plain", [f"{i} some words" for i in range(3000)]).read_bytes()
     packed = (
         gzip.compress(plain) if end == "gz" else zstandard.compress(plain[:20_000]) + zstandard.compress(plain[20_000:])
@@ -152,7 +152,7 @@ def start_long_build(tmp_path, tiny_tokenizer) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, *map(str, words)], env=environment, stderr=subprocess.DEVNULL)
 
 
-def test_sigkill_leaves_no_file_that_looks_whole(tmp_path, tiny_tokenizer):
+def test_sigkill_leaves_no_file_that_looks_complete(tmp_path, tiny_tokenizer):
     process = start_long_build(tmp_path, tiny_tokenizer)
     children: list[str] = []
     while not (children and any((tmp_path / "out").glob("*.partial"))) and process.poll() is None:
@@ -165,7 +165,7 @@ def test_sigkill_leaves_no_file_that_looks_whole(tmp_path, tiny_tokenizer):
     assert children
     deadline = time.monotonic() + 300
     while any(is_running(pid) for pid in children):
-        assert time.monotonic() < deadline, "its workers go on"
+        assert time.monotonic() < deadline, "its workers are still running"
         time.sleep(0.05)
 
 

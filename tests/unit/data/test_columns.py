@@ -74,7 +74,7 @@ def test_wrong_columns(text, message):
         Columns.parse(text)
 
 
-def test_marks_beside_the_columns_are_read_where_they_are_named_and_else_said(tmp_path, tokenizer, capsys):
+def test_unmapped_mark_columns_are_reported(tmp_path, tokenizer, capsys):
     path = tmp_path / "d.csv"
     path.write_text("q,a,train\nx,yes,\ny,WRONG,false\nz,true,1\n")
     load_finetune_data(section(tmp_path, path, columns="prompt=q,response=a"), tokenizer)

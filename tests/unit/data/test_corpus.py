@@ -1,4 +1,4 @@
-"""The format of a corpus, its samples and splits, and blends of several."""
+"""The format of a corpus, its samples and splits, and blends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from oarlock.data.corpus.dataset import Corpus, PretrainDataset, parse_input, sa
 from oarlock.data.corpus.index_format import CorpusWriter, check_corpus, choose_token_dtype
 from oarlock.data.corpus.notes import read_corpus_summary
 from oarlock.errors import DataError
-from support.corpora import TEXTS, build, documents, sequences, write_jsonl
+from support.corpora import TEXTS, build, read_documents, read_sequences, write_jsonl
 
 # the format
 
@@ -45,11 +45,11 @@ def test_written_corpora_read_back_with_paddlenlp(tmp_path_factory, rows, wide):
         if ends:
             whole, parts = [*whole, parts], []
     check_corpus(prefix)
-    assert sequences(prefix) == whole
+    assert read_sequences(prefix) == whole
     assert read_corpus_summary(prefix)["largest_id"] == max(max(ids) for ids, _ in rows)
 
 
-def test_dtype_follows_paddlenlps_rule():
+def test_dtype_follows_paddlenlp():
     assert choose_token_dtype(65_499) == np.uint16 and choose_token_dtype(65_500) == np.int32
 
 
@@ -81,7 +81,7 @@ def test_damaged_corpora_are_refused(tmp_path):
 
 @settings(max_examples=60, deadline=None)
 @given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=40), seq_length=st.integers(1, 40))
-def test_sample_index_equals_fast_dataindex(sizes, seq_length):
+def test_the_sample_index_equals_fast_dataindex(sizes, seq_length):
     array = np.asarray(sizes, np.int32)
     total = int(array.sum())
     theirs = helpers.build_sample_idx(array, np.arange(len(sizes), dtype=np.int32), seq_length, 1, total)
@@ -106,11 +106,11 @@ def test_paddlenlps_own_dataset_reads_our_corpus(tmp_path, tiny_tokenizer):
     """CausalDataset (what PaddleNLP's run_pretrain uses) trains on the same tokens."""
     prefix, _ = build(tmp_path, tiny_tokenizer, write_jsonl(tmp_path / "d.jsonl", TEXTS * 20))
     train, valid, _ = build_train_valid_test_datasets([str(prefix)], "mmap", "90,10,0", [4, 2, 0], 16, 1, True)
-    ours = set(np.concatenate(documents(prefix)).tolist())
+    ours = set(np.concatenate(read_documents(prefix)).tolist())
     assert len(train[0]["text"]) == 17 and set(train[0]["text"].tolist()) <= ours and len(valid) >= 2
 
 
-def test_splits_are_paddlenlps(tmp_path):
+def test_splits_equal_paddlenlp(tmp_path):
     from paddlenlp.data.causal_dataset import get_train_valid_test_split_
 
     corpus = Corpus.open(str(make_corpus(tmp_path / "c", [3] * 37)))
@@ -124,8 +124,8 @@ def test_splits_are_paddlenlps(tmp_path):
         assert [ours[0].start, *(part.stop for part in ours)] == theirs
 
 
-def test_a_changed_corpus_is_another_one(tmp_path):
-    """PaddleNLP caches the index under the prefix; a rebuilt corpus then trains on the old one's positions."""
+def test_a_rebuilt_corpus_gets_a_new_index(tmp_path):
+    """PaddleNLP caches the index by prefix, and would train a rebuilt corpus with the positions of the old one."""
     first = Corpus.open(str(make_corpus(tmp_path / "c", [5, 6])))
     again = Corpus.open(str(make_corpus(tmp_path / "c", [5, 6])))
     other = Corpus.open(str(make_corpus(tmp_path / "c", [6, 5])))

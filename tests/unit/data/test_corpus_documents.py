@@ -1,4 +1,4 @@
-"""A document is one sequence of a corpus, its end token with it; corpora of other makers are read by documents."""
+"""A document is one sequence of a corpus including its end token; corpora of other tools are read by documents."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ END = 9
 
 
 def test_a_real_corpus_of_many_sizes(tmp_path, tiny_tokenizer):
-    """Files of 0 bytes to 1.6 MB: ids of the whole, exactly one end token, in order, for PaddleNLP's reader too."""
+    """Files of 0 bytes to 1.6 MB: the ids of the full text, exactly one end token, in order, also for PaddleNLP's
+    reader.
+    """
     library = find_stdlib_sources()[::12]
     texts = [text for one in library if (text := one.path.read_bytes().decode("utf-8-sig"))]
     folder = tmp_path / "in"
@@ -50,7 +52,7 @@ def test_a_real_corpus_of_many_sizes(tmp_path, tiny_tokenizer):
         assert np.array_equal(data[i][:-1], ids) and data[i][-1] == encoder.eos_id, i
     corpus = Corpus.open(str(tmp_path / "c"))
     assert np.array_equal(corpus.documents.sizes, data.sizes) and ends_with(corpus.documents, encoder.eos_id) == 1
-    empty = sum(not one.size for one in sources) + 1  # c.txt and the library's among them, and the second row of d.csv
+    empty = sum(not one.size for one in sources) + 1  # including c.txt, the library's file, and the second row of d.csv
     assert (report.documents, report.tokens, report.empty) == (len(expected), int(data.sizes.sum()), empty)
     about = read_corpus_summary(tmp_path / "c")
     assert about["format"] == index_format.FORMAT and about["unsure_cuts"] == 0
@@ -63,7 +65,7 @@ def test_a_real_corpus_of_many_sizes(tmp_path, tiny_tokenizer):
     ]
 
 
-def test_an_existing_corpus_is_not_overwritten_in_silence(tmp_path, tiny_tokenizer):
+def test_an_existing_corpus_is_not_overwritten(tmp_path, tiny_tokenizer):
     (tmp_path / "a.txt").write_text("one two")
     options = BuildOptions((str(tmp_path / "a.txt"),), str(tiny_tokenizer), str(tmp_path / "c"))
     build_corpus(options)
@@ -71,7 +73,7 @@ def test_an_existing_corpus_is_not_overwritten_in_silence(tmp_path, tiny_tokeniz
     (tmp_path / "a.txt").write_text("three")
     with pytest.raises(DataError, match=r"c.bin, .*c.idx, .*c.json: already there.*--overwrite"):
         build_corpus(options)
-    (tmp_path / "c.idx").unlink()  # half of one is one too
+    (tmp_path / "c.idx").unlink()  # half of a document is one too
     with pytest.raises(DataError, match="already there"):
         build_corpus(options)
     assert (tmp_path / "c.bin").read_bytes() == before
@@ -79,7 +81,7 @@ def test_an_existing_corpus_is_not_overwritten_in_silence(tmp_path, tiny_tokeniz
     assert (tmp_path / "c.bin").read_bytes() != before and Corpus.open(str(tmp_path / "c")).num_documents == 1
 
 
-def test_files_left_out_are_counted_in_the_summary(tmp_path, tiny_tokenizer):
+def test_skipped_files_are_counted_in_the_summary(tmp_path, tiny_tokenizer):
     folder = tmp_path / "in"
     folder.mkdir()
     for name in ("a.txt", "b.bz2", "c.bz2", ".d.txt"):
@@ -93,7 +95,7 @@ def test_files_left_out_are_counted_in_the_summary(tmp_path, tiny_tokenizer):
     assert "1 documents" in said and "from 1 file(s)" in said and f"{folder}/b.bz2: compressed as .bz2" in said
 
 
-def test_a_document_of_more_tokens_than_an_index_can_say(tmp_path, tiny_tokenizer, monkeypatch):
+def test_a_document_too_long_for_the_index_is_refused(tmp_path, tiny_tokenizer, monkeypatch):
     monkeypatch.setattr(index_format, "MAX_SEQUENCE_TOKENS", 20)
     (tmp_path / "a.txt").write_text("one two three " * 30)
     options = BuildOptions((str(tmp_path / "a.txt"),), str(tiny_tokenizer), str(tmp_path / "out" / "c"))
@@ -117,17 +119,17 @@ def test_the_embedded_corpus_of_an_earlier_version_is_not_blended_with_the_new_o
     assert "stdlib-old.bin: removed, of another tokenizer or an earlier version" in capsys.readouterr().out
 
 
-def test_ids_below_zero_are_no_tokens(tmp_path):
+def test_negative_ids_are_refused(tmp_path):
     dataset = PretrainDataset(Corpus.open(str(sequences(tmp_path / "c", [[[1, -2, 3, 4]]], np.int16))), range(1), 2, 0)
     with pytest.raises(DataError, match="token id -2, which is never valid"):
         PretrainCollator(10)([dataset[0]])
 
 
-# other makers
+# corpora of other tools
 
 
 def sequences(prefix: Path, rows: list[list[list[int]]], dtype=np.int32) -> Path:
-    """PaddleNLP's own builder: documents of several sequences."""
+    """A corpus in which documents have several sequences, as PaddleNLP's own builder writes it."""
     builder = MMapIndexedDatasetBuilder(f"{prefix}.bin", dtype)
     for document in rows:
         for ids in document:
@@ -142,7 +144,7 @@ WHOLE = [[1, 2, 3, 4, END], [5, END], [6, 7, 8, END], [9, 9, END]]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.uint16, np.int32, np.int64])
-def test_documents_in_several_sequences_are_put_together(tmp_path, dtype, capsys):
+def test_documents_of_several_sequences_are_joined(tmp_path, dtype, capsys):
     corpus = Corpus.open(str(sequences(tmp_path / "c", ROWS, dtype)))
     assert [corpus.documents[i].tolist() for i in range(corpus.num_documents)] == WHOLE
     assert corpus.documents.get(0, offset=2, length=2)[0].tolist() == [3, 4]
@@ -155,10 +157,10 @@ def test_documents_in_several_sequences_are_put_together(tmp_path, dtype, capsys
         joined[i : i + 4].tolist() for i in range(0, len(joined) - 3, 3)
     ]
     flat = Corpus.open(str(sequences(tmp_path / "flat", [[row] for row in WHOLE])))
-    assert flat.fingerprint != corpus.fingerprint, "a run that began with the sequences does not go on in silence"
+    assert flat.fingerprint != corpus.fingerprint, "a run that started with sequences must not resume silently"
 
 
-def test_a_corpus_of_the_earlier_builder_is_told(tmp_path, capsys):
+def test_a_corpus_of_the_earlier_builder_is_reported(tmp_path, capsys):
     prefix = sequences(tmp_path / "c", [[[1, 2], [END]], [[3, 4, END]]])
     (tmp_path / "c.json").write_text(json.dumps({"documents": 2, "tokens": 6, "tokenizer_fingerprint": "abc"}))
     corpus = Corpus.open(str(prefix))
@@ -167,7 +169,7 @@ def test_a_corpus_of_the_earlier_builder_is_told(tmp_path, capsys):
     assert "built by an earlier version" in said and "joined from 3 parts" in said and "--overwrite" in said
 
 
-def test_indices_without_bounds_and_with_wrong_ones(tmp_path):
+def test_an_index_with_missing_or_wrong_document_bounds_is_refused(tmp_path):
     prefix = sequences(tmp_path / "c", [[[1, 2]], [[3]], [[4, 5]]])
     index = bytearray((tmp_path / "c.idx").read_bytes())
     bounds = 4 * 8
@@ -175,13 +177,13 @@ def test_indices_without_bounds_and_with_wrong_ones(tmp_path):
     (tmp_path / "c.idx").write_bytes(wrong)
     with pytest.raises(DataError, match=r"documents end at sequence 2 of 3"):
         Corpus.open(str(prefix))
-    none = index[:-bounds] + struct.pack("<q", 0)  # nothing but the first: never ended a document
+    none = index[:-bounds] + struct.pack("<q", 0)  # only the first: no document ever ended
     struct.pack_into("<Q", none, 26, 1)
     (tmp_path / "c.idx").write_bytes(none)
     assert Corpus.open(str(prefix)).num_documents == 3
 
 
-def test_other_indices_are_named(tmp_path):
+def test_unsupported_indices_are_named(tmp_path):
     prefix = sequences(tmp_path / "c", [[[1, 2]], [[3]]])
     index = (tmp_path / "c.idx").read_bytes()
     for content, message in (
@@ -194,7 +196,7 @@ def test_other_indices_are_named(tmp_path):
             Corpus.open(str(prefix))
 
 
-def test_files_of_two_builds(tmp_path):
+def test_files_of_two_builds_are_refused(tmp_path):
     with CorpusWriter(tmp_path / "c", 100) as writer:
         writer.add(np.arange(15), np.asarray([5, 10]), np.asarray([True, True]))
         writer.finish({})

@@ -1,4 +1,4 @@
-"""A corpus holds its documents' text as text, and remembers the tokenizer that made it."""
+"""A corpus stores its documents as text without special tokens, and records its tokenizer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def documents(prefix: Path) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_a_document_spells_is_text(tiny_tokenizer, text, tmp_path, workers):
+def test_special_tokens_spelled_in_documents_are_text(tiny_tokenizer, text, tmp_path, workers):
     tokenizer = load_tokenizer(str(tiny_tokenizer))
     report = build_corpus(BuildOptions((str(text),), str(tiny_tokenizer), str(tmp_path / "c"), workers))
     special = set(tokenizer.all_special_ids)
@@ -47,7 +47,7 @@ def test_what_a_document_spells_is_text(tiny_tokenizer, text, tmp_path, workers)
     assert notes["documents_that_spell_special_tokens"] == 2 and not notes["special_tokens_parsed"]
 
 
-def test_one_option_brings_special_tokens_back(tiny_tokenizer, text, tmp_path, capsys):
+def test_an_option_allows_special_tokens(tiny_tokenizer, text, tmp_path, capsys):
     words = ["data", "pretrain", "--input", str(text), "--tokenizer", str(tiny_tokenizer), "--workers", "1"]
     with pytest.raises(SystemExit, match="0"):
         main([*words, "--output-prefix", str(tmp_path / "text")])
@@ -59,7 +59,7 @@ def test_one_option_brings_special_tokens_back(tiny_tokenizer, text, tmp_path, c
 
 
 def test_tokens_that_are_not_special_are_found_in_text(tmp_path):
-    """As in transformers: <tool_call> of Qwen2.5 is an added token and no special one."""
+    """As in transformers: <tool_call> of Qwen2.5 is an added token but not a special one."""
     tokenizer, config = SHAPES["qwen2"][0]()
     folder = save(tmp_path / "qwen2", tokenizer, config, "qwen2")
     ((call, turn), (none, told)) = load_encoder(str(folder)).encode_and_flag(["<tool_call>\nx", "a<|im_end|>"])
@@ -69,7 +69,7 @@ def test_tokens_that_are_not_special_are_found_in_text(tmp_path):
 
 @pytest.fixture
 def other(tiny_tokenizer, tmp_path) -> Path:
-    """Other merges, the same number of tokens."""
+    """A tokenizer with other merges and the same number of tokens."""
     folder = shutil.copytree(tiny_tokenizer, tmp_path / "other")
     content = json.loads((folder / "tokenizer.json").read_text())
     content["model"]["merges"].reverse()
@@ -93,7 +93,7 @@ def check(corpus: Path, tokenizer: Path, allow: bool = False) -> None:
     check_corpus_tokenizers([str(corpus)], load_tokenizer(str(tokenizer)), str(tokenizer), allow)
 
 
-def test_the_same_tokenizer_saved_again_is_the_same(corpus, tiny_tokenizer, tmp_path, capsys):
+def test_a_tokenizer_saved_again_is_accepted(corpus, tiny_tokenizer, tmp_path, capsys):
     load_tokenizer(str(tiny_tokenizer)).save_pretrained(tmp_path / "saved")
     content = json.loads((tmp_path / "saved" / "tokenizer.json").read_text())
     content["model"]["merges"] = [" ".join(merge) for merge in content["model"]["merges"]]
@@ -117,7 +117,7 @@ def test_another_tokenizer_is_refused_with_both_names(corpus, tiny_tokenizer, ot
     assert "continuing because of --allow_other_tokenizer" in capsys.readouterr().out
 
 
-def test_every_corpus_of_a_blend_is_looked_at(corpus, text, other, tiny_tokenizer, tmp_path):
+def test_every_corpus_of_a_blend_is_checked(corpus, text, other, tiny_tokenizer, tmp_path):
     build_corpus(BuildOptions((str(text),), str(other), str(tmp_path / "second")))
     with pytest.raises(DataError, match="second was made with"):
         check_corpus_tokenizers([str(corpus), str(tmp_path / "second")], load_tokenizer(str(tiny_tokenizer)), "mine")
@@ -126,9 +126,9 @@ def test_every_corpus_of_a_blend_is_looked_at(corpus, text, other, tiny_tokenize
 def test_corpora_of_earlier_versions(corpus, tiny_tokenizer, other, tmp_path, capsys):
     earlier = hashlib.sha256((tiny_tokenizer / "tokenizer.json").read_bytes()).hexdigest()[:16]
     note(corpus, tokenizer_fingerprint=earlier)
-    check(corpus, tiny_tokenizer)  # the very file
+    check(corpus, tiny_tokenizer)  # the same file
     load_tokenizer(str(tiny_tokenizer)).save_pretrained(tmp_path / "saved")
-    check(corpus, tmp_path / "saved")  # found again by the name that was noted
+    check(corpus, tmp_path / "saved")  # found again by its recorded name
     assert capsys.readouterr().out == ""
     with pytest.raises(DataError, match="which gives other ids"):
         check(corpus, other)

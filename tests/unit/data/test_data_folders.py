@@ -1,4 +1,4 @@
-"""Folders of data files: which are read, which are named."""
+"""Folders of data files: which files are read, and which are reported as skipped."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_folder_with_everything_in_it(tmp_path):
 
 
 class _All(list):
-    """A list that LeftOut takes for a short one."""
+    """A list that LeftOut treats as short."""
 
     def __len__(self) -> int:
         return 0
@@ -73,7 +73,7 @@ def test_a_file_named_twice_is_read_once(tmp_path):
     assert len(found) == 1 and left_out.named == [f"{tmp_path}/a.jsonl: listed before, as {tmp_path}/a.jsonl"]
 
 
-def test_names_of_json_files_do_not_say_what_they_hold(tmp_path):
+def test_the_content_of_json_files_decides_their_format(tmp_path):
     (tmp_path / "c4.00001.json").write_text('{"text": "one"}\n{"text": "two"}\n')
     (tmp_path / "list.json").write_text(' [{"text": "three"}]')
     (tmp_path / "small.json").write_text('{"text": "four"}')
@@ -81,7 +81,7 @@ def test_names_of_json_files_do_not_say_what_they_hold(tmp_path):
     assert found == [["one", "two"], ["three"], ["four"]]
 
 
-def test_files_of_records_that_are_not_read_are_named(tmp_path):
+def test_skipped_record_files_are_named(tmp_path):
     for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "more.jsonl", "old.jsonl.bz2", "README.md", ".hidden.jsonl"):
         (tmp_path / name).write_text('{"src": "a", "tgt": "b"}')
     found = find_records(str(tmp_path))
@@ -94,7 +94,7 @@ def test_files_of_records_that_are_not_read_are_named(tmp_path):
     ]
 
 
-def test_the_side_is_told_by_the_names_people_have(tmp_path):
+def test_train_and_dev_files_are_recognized_by_name(tmp_path):
     for name in ("train/a.jsonl", "val/b.jsonl", "test/c.jsonl", "dataset_info.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
@@ -104,7 +104,7 @@ def test_the_side_is_told_by_the_names_people_have(tmp_path):
     assert "c.jsonl: val... is the dev set already" in said and "dataset_info.json: describes data" in said
 
 
-def test_packed_files_that_are_named(tmp_path):
+def test_unsupported_archives_are_named(tmp_path):
     for name, reason in (("a.jsonl.bz2", "compressed as .bz2"), ("a.zip", "an archive; unpack it")):
         (tmp_path / name).write_bytes(b"x")
         for attempt in (lambda path: find_sources([str(path)], LeftOut()), FileRecords.detect):
@@ -114,7 +114,7 @@ def test_packed_files_that_are_named(tmp_path):
     assert FileRecords.detect(tmp_path / "part-00000").source.format == "jsonl", "the content decides"
 
 
-def test_a_folder_that_can_not_be_listed(tmp_path, monkeypatch):
+def test_an_unreadable_folder_is_an_error(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 

@@ -81,14 +81,14 @@ def test_lists_and_mappings_in_yaml_are_the_same_blend(tmp_path):
         load_config(FinetuneConfig, [str(path), "--output_dir", str(tmp_path / "o")])
 
 
-def test_short_names_tell_paths_apart():
+def test_short_names_are_unique():
     assert make_short_names(["x/a", "y/b"]) == ["a", "b"]
     assert make_short_names(["x/a", "y/a"]) == ["x/a", "y/a"]
     assert make_short_names(["a", "x/a"]) == ["a", "x/a"]
     assert make_short_names(["a", "a"]) == ["a#1", "a#2"]
 
 
-def test_shares_are_said_and_kept(capsys):
+def test_shares_are_reported_and_kept(capsys):
     sets = [[f"a{i}" for i in range(30)], [f"b{i}" for i in range(10)]]
     mixed, order = blend(sets, ["a", "b"], [1.0, 1.0], seed=1)
     assert "50.0% a (30 samples, 0.67 times per epoch)" in capsys.readouterr().out
@@ -108,7 +108,7 @@ def test_shares_are_said_and_kept(capsys):
     replicas=st.integers(1, 3),
     limit=st.sampled_from([-1, 1, 2]),
 )
-def test_batches_of_an_evaluation_are_of_one_set(sizes, batch, replicas, limit):
+def test_evaluation_batches_hold_a_single_set(sizes, batch, replicas, limit):
     samplers = [EvaluationBatchSampler(sizes, batch, replicas, r, limit) for r in range(replicas)]
     ends = list(itertools.accumulate(sizes))
     counted: list[int] = []
@@ -152,7 +152,7 @@ def test_sets_are_loaded_by_name(tmp_path, tokenizer):
 
 
 def test_held_out_examples_are_never_trained_on_and_always_the_same(tmp_path, tokenizer):
-    rows = records(0, 90) + records(0, 30)  # thirty stand there twice
+    rows = records(0, 90) + records(0, 30)  # thirty occur twice
     path = write(tmp_path / "a.jsonl", rows)
     for amount, wanted in ((0.1, 12), (20, 20)):
         data = load_finetune_data(section(tmp_path, path, validation_split=amount), tokenizer)
@@ -170,7 +170,7 @@ def test_held_out_examples_are_never_trained_on_and_always_the_same(tmp_path, to
     assert only_evaluated.dev[0] == data.dev[0] and len(only_evaluated.dev) == len(data.dev)
 
 
-def test_adding_records_moves_few_between_the_sides(tmp_path, tokenizer):
+def test_adding_records_moves_few_between_train_and_dev(tmp_path, tokenizer):
     held = []
     for count in (100, 110):
         path = write(tmp_path / f"{count}.jsonl", records(0, count))
@@ -179,7 +179,7 @@ def test_adding_records_moves_few_between_the_sides(tmp_path, tokenizer):
     assert len(held[0] & held[1]) >= 15
 
 
-def test_a_dev_file_goes_before_a_split(tmp_path, tokenizer, capsys):
+def test_a_dev_file_takes_precedence_over_a_split(tmp_path, tokenizer, capsys):
     write(tmp_path / "d" / "train.jsonl", records(0, 10))
     write(tmp_path / "d" / "dev.jsonl", records(10, 2))
     data = load_finetune_data(section(tmp_path, tmp_path / "d", validation_split=0.5), tokenizer)
@@ -188,7 +188,7 @@ def test_a_dev_file_goes_before_a_split(tmp_path, tokenizer, capsys):
 
 
 @pytest.mark.parametrize("amount", [4, 5, 0.99])
-def test_a_split_that_leaves_nothing(tmp_path, tokenizer, amount):
+def test_an_empty_split_is_refused(tmp_path, tokenizer, amount):
     path = write(tmp_path / "a.jsonl", records(0, 4))
     with pytest.raises(DataError, match="leaves nothing to train on"):
         load_finetune_data(section(tmp_path, path, validation_split=amount), tokenizer)
@@ -197,7 +197,7 @@ def test_a_split_that_leaves_nothing(tmp_path, tokenizer, amount):
         load_finetune_data(section(tmp_path, path, validation_split=1), tokenizer)
 
 
-def test_splits_that_are_neither_share_nor_count():
+def test_splits_that_are_neither_share_nor_count_are_refused():
     for value, message in (("1.5", "a share below 1, or a whole number"), ("0", "more than 0"), ("-1", "more than 0")):
         with pytest.raises(ConfigError, match=message):
             load_config(FinetuneConfig, ["--do_train", "--output_dir", "o", "--validation_split", value])
@@ -208,7 +208,7 @@ def test_splits_that_are_neither_share_nor_count():
 
 @settings(max_examples=20, deadline=None)
 @given(block=st.integers(600, 3000), size=st.integers(1, 12_000))
-def test_a_long_text_gives_the_ids_of_the_whole(tmp_path_factory, tokenizer, block, size):
+def test_pieces_of_a_long_text_give_the_ids_of_the_full_text(tmp_path_factory, tokenizer, block, size):
     from oarlock.data.corpus import text_chunks
     from oarlock.data.files import byte_streams
 
@@ -225,7 +225,7 @@ def test_a_long_text_gives_the_ids_of_the_whole(tmp_path_factory, tokenizer, blo
     assert list(parts) == list(whole)
 
 
-def test_check_tells_sets_apart_and_names_what_is_left_out(tmp_path, tiny_tokenizer, capsys):
+def test_check_reports_each_set_and_the_skipped_records(tmp_path, tiny_tokenizer, capsys):
     write(tmp_path / "a" / "x.jsonl", records(0, 2))
     (tmp_path / "a" / "y.xlsx").write_text("")
     b = write(tmp_path / "b.jsonl", [{"q": "1", "a": "2"}])

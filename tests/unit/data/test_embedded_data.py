@@ -15,7 +15,7 @@ from oarlock.errors import ModelError
 # the embedded default
 
 
-def test_embedded_tasks_have_one_right_answer_and_disjoint_sides():
+def test_embedded_tasks_have_one_answer_and_disjoint_splits():
     train, dev = make_instruction_records("train"), make_instruction_records("dev")
     assert len(TASKS) >= 8 and {r["task"] for r in train} == {r["task"] for r in dev} == {t.name for t in TASKS}
     prompts = [{(r["instruction"], r["input"]) for r in side} for side in (train, dev)]
@@ -44,7 +44,7 @@ def test_auto_tokenizer_loads_the_embedded_tokenizer(tiny_tokenizer):
 
 
 @pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "LlamaTokenizerFast", "SomethingNewTokenizerFast", None])
-def test_tokenizers_as_people_have_them(tiny_tokenizer, tmp_path, name):
+def test_common_tokenizer_folders_load(tiny_tokenizer, tmp_path, name):
     config = json.loads((tiny_tokenizer / "tokenizer_config.json").read_text())
     config.pop("tokenizer_class")
     config |= {"tokenizer_class": name} if name else {}
@@ -56,6 +56,6 @@ def test_tokenizers_as_people_have_them(tiny_tokenizer, tmp_path, name):
     assert load_tokenizer(str(tmp_path))(text, add_special_tokens=False)["input_ids"] == expected
 
 
-def test_a_folder_without_tokenizer_is_named(tmp_path):
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
     with pytest.raises(ModelError, match="no tokenizer in this folder"):
         load_tokenizer(str(tmp_path))

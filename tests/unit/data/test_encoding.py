@@ -1,4 +1,4 @@
-"""From conversations to token ids, labels and batches."""
+"""Encoding conversations into token ids, labels and batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from oarlock.errors import ConfigError, DataError
 # templates
 
 
-def test_auto_takes_the_tokenizers_own_template(tokenizer):
+def test_auto_uses_the_template_of_the_tokenizer(tokenizer):
     template = choose_template("auto", tokenizer, "alpaca")
     assert template.name == "tokenizer" and template.source == find_own_template(tokenizer)
     assert template.render([{"role": "user", "content": "a"}], add_generation_prompt=True) == f"{USER}a{ASSISTANT}"
@@ -66,7 +66,7 @@ def test_a_template_file_and_its_errors(tokenizer, tmp_path):
         choose_template("chatmll", tokenizer, "src_tgt")
 
 
-def test_templates_are_saved_where_readers_look(tokenizer, tmp_path):
+def test_templates_are_saved_where_other_tools_read_them(tokenizer, tmp_path):
     tokenizer.save_pretrained(str(tmp_path))
     template = ChatTemplate("plain", BUILT_IN["plain"], {"eos_token": EOS})
     template.save(tmp_path)
@@ -82,7 +82,7 @@ def conversation(*texts: str) -> Conversation:
     return Conversation([{"role": r, "content": t} for r, t in zip(roles, texts, strict=False)], "here:1")
 
 
-def trained_text(example: Example, tokenizer) -> str:
+def decode_trained(example: Example, tokenizer) -> str:
     return tokenizer.decode([label for label in example.labels if label != IGNORE_INDEX])
 
 
@@ -91,7 +91,7 @@ def test_only_answers_and_their_end_are_trained(tokenizer):
     example = encode_conversation(
         conversation("water", "fire", "sun", "moon"), tokenizer, template, 100, 100
     ).to_example()
-    assert trained_text(example, tokenizer) == f"fire{EOS}moon{EOS}"
+    assert decode_trained(example, tokenizer) == f"fire{EOS}moon{EOS}"
     assert len(example.input_ids) == len(example.labels)
     for i, label in enumerate(example.labels[:-1]):
         assert label in (IGNORE_INDEX, example.input_ids[i + 1])
@@ -101,7 +101,7 @@ def test_only_answers_and_their_end_are_trained(tokenizer):
     )
 
 
-def test_prompt_ids_are_the_beginning_of_the_training_ids(tokenizer):
+def test_prompt_ids_are_a_prefix_of_the_training_ids(tokenizer):
     for name in ("tokenizer", "plain", "alpaca"):
         template = choose_template(name, tokenizer, "src_tgt")
         talk = conversation("Repeat the words", "water fire")
@@ -111,7 +111,7 @@ def test_prompt_ids_are_the_beginning_of_the_training_ids(tokenizer):
         assert example.input_ids[: first + 1] == prompt.input_ids and prompt.answer == "water fire"
 
 
-def test_long_contexts_lose_their_beginning_and_long_answers_their_end(tokenizer):
+def test_long_contexts_are_cut_at_the_start_and_long_answers_at_the_end(tokenizer):
     template = choose_template("plain", tokenizer, "src_tgt")
     talk = conversation("a b c d e f g h", "r s t u v w x y z")
     whole = encode_conversation(talk, tokenizer, template, 500, 500).to_example()

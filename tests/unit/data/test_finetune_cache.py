@@ -1,4 +1,4 @@
-"""Tokenised examples on disk: what they hold, when they are made again, who makes them; and `oarlock data check`."""
+"""The cache of tokenized examples: its content, when it is rebuilt and by whom; and `oarlock data check`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def data(tmp_path) -> FinetuneDataSection:
 
 @pytest.fixture
 def made(monkeypatch) -> list[str]:
-    """The sides that were tokenised, as it happens."""
+    """The splits in the order in which they are tokenized."""
     sides: list[str] = []
     really = dataset._write_examples
     monkeypatch.setattr(
@@ -56,7 +56,7 @@ def made(monkeypatch) -> list[str]:
     return sides
 
 
-def test_sigterm_while_a_run_makes_its_data_ready_leaves_nothing(data, tokenizer, monkeypatch, capsys):
+def test_sigterm_during_tokenization_leaves_nothing(data, tokenizer, monkeypatch, capsys):
     monkeypatch.setattr(signals, "_terminated", False)
     stop, really = StopRequest(), dataset.encode_source
 
@@ -80,7 +80,7 @@ def test_sigterm_while_a_run_makes_its_data_ready_leaves_nothing(data, tokenizer
         max_size=8,
     )
 )
-def test_what_is_written_is_read(tmp_path_factory, shapes):
+def test_cached_examples_read_back_unchanged(tmp_path_factory, shapes):
     folder = tmp_path_factory.mktemp("examples") / "key"
     rows, expected = [], []
     for number, (stretches, cut) in enumerate(shapes):
@@ -112,14 +112,14 @@ def test_what_is_written_is_read(tmp_path_factory, shapes):
     assert examples.counts == Counts(records=len(rows), first_bad=["x:1"])
 
 
-def test_nothing_is_left_of_a_write_that_was_broken_off(tmp_path):
+def test_an_interrupted_write_leaves_nothing(tmp_path):
     with pytest.raises(KeyError), ExampleWriter(tmp_path / "key", 10) as writer:
         writer.add([Row(Encoded([1, 2], [0, 2], 0, 2, False), 1)])
         raise KeyError
     assert not list(tmp_path.iterdir())
 
 
-def test_tokenised_once_and_again_when_anything_changes(data, tokenizer, made, tmp_path):
+def test_examples_are_tokenized_again_only_after_a_change(data, tokenizer, made, tmp_path):
     first = load_finetune_data(data, tokenizer)
     assert made == ["train", "dev"]
     again = load_finetune_data(data, tokenizer)
@@ -146,7 +146,7 @@ def test_tokenised_once_and_again_when_anything_changes(data, tokenizer, made, t
     assert made == ["train"] and len(seen) == len(changes) + 2
 
 
-def test_what_was_made_with_skip_bad_serves_others_only_if_nothing_was_bad(data, tokenizer, made, tmp_path):
+def test_a_skip_bad_cache_is_shared_only_without_bad_records(data, tokenizer, made, tmp_path):
     skipping = dataclasses.replace(data, skip_bad=True)
     key = load_finetune_data(skipping, tokenizer).fingerprint
     assert load_finetune_data(data, tokenizer).fingerprint == key and made == ["train", "dev"]
@@ -160,7 +160,7 @@ def test_what_was_made_with_skip_bad_serves_others_only_if_nothing_was_bad(data,
     assert len(load_finetune_data(skipping, tokenizer).train) == 15 and made == [], "and it is still there"
 
 
-def test_another_tokenizer_makes_other_examples(data, tokenizer, tiny_tokenizer, tmp_path):
+def test_another_tokenizer_gets_its_own_cache(data, tokenizer, tiny_tokenizer, tmp_path):
     folder = shutil.copytree(tiny_tokenizer, tmp_path / "tokenizer")
     content = json.loads((folder / "tokenizer.json").read_text())
     content["model"]["merges"].pop()
@@ -169,7 +169,7 @@ def test_another_tokenizer_makes_other_examples(data, tokenizer, tiny_tokenizer,
     assert other.fingerprint != load_finetune_data(data, tokenizer).fingerprint
 
 
-def test_a_damaged_folder_is_made_again(data, tokenizer, made, tmp_path):
+def test_a_damaged_cache_is_rebuilt(data, tokenizer, made, tmp_path):
     key = load_finetune_data(data, tokenizer).fingerprint
     tokens = tmp_path / "cache" / key / "tokens.bin"
     whole = tokens.read_bytes()
@@ -190,7 +190,7 @@ def test_a_damaged_folder_is_made_again(data, tokenizer, made, tmp_path):
         {"bytes": None},
     ],
 )
-def test_notes_of_examples_that_are_not_ours_are_not_used(tmp_path, change):
+def test_caches_with_foreign_notes_are_not_used(tmp_path, change):
     with ExampleWriter(tmp_path / "x", 100) as writer:
         writer.begin_source()
         writer.finish(Counts())
@@ -207,14 +207,14 @@ def test_notes_of_examples_that_are_not_ours_are_not_used(tmp_path, change):
     assert not is_complete(tmp_path / "x")
 
 
-def test_the_ids_of_this_version(data, tokenizer, tmp_path):
-    """When this changes for the same tokenizer and records, raise ENCODING_VERSION: caches hold the old ids."""
+def test_ids_match_the_encoding_version(data, tokenizer, tmp_path):
+    """If this changes for the same tokenizer and records, raise ENCODING_VERSION: caches hold the old ids."""
     folder = tmp_path / "cache" / load_finetune_data(data, tokenizer).fingerprint
     stored = [file_sha256(folder / name)[:8] for name in ("tokens.bin", "runs.bin", "rows.bin")]
     assert (ENCODING_VERSION, stored) == (2, ["18b38779", "1f322736", "f0333e52"])
 
 
-def test_a_data_folder_may_be_read_only_and_a_cache_that_may_not_is_named(data, tokenizer, tmp_path):
+def test_a_read_only_data_folder_works_and_a_read_only_cache_is_named(data, tokenizer, tmp_path):
     load_finetune_data(data, tokenizer)
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["dev.jsonl", "train.jsonl"]
     (tmp_path / "file").write_text("")
@@ -229,7 +229,7 @@ def test_hashes_are_noted_until_a_file_changes(tmp_path, monkeypatch):
     file, taken = tmp_path / "file", []
     monkeypatch.setattr("oarlock.files.file_sha256", lambda path: (taken.append(path), file_sha256(path))[1])
     file.write_text("one")
-    for _ in range(2):  # just written: not noted
+    for _ in range(2):  # just written: not recorded
         assert file_sha256_noted(file, tmp_path / "notes") == file_sha256(file)
     assert len(taken) == 2
     monkeypatch.setattr("oarlock.files.time.time_ns", lambda: file.stat().st_ctime_ns + 3_000_000_000)
@@ -238,14 +238,14 @@ def test_hashes_are_noted_until_a_file_changes(tmp_path, monkeypatch):
     assert len(taken) == 3
     times = file.stat()
     file.write_text("two")
-    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # the same size and time of change
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # the same size and modification time
     assert file_sha256_noted(file, tmp_path / "notes") == file_sha256(file)
 
 
 # several ranks (tests/rehearsal/test_loading.py has real ones)
 
 
-def test_nodes_with_other_data_are_found_out(data, tokenizer, monkeypatch):
+def test_nodes_with_different_data_are_detected(data, tokenizer, monkeypatch):
     monkeypatch.setattr(dataset, "run_once_per_node", lambda action: (found := action(), [found, {"train": "other"}]))
     with pytest.raises(DataError, match="nodes have different data"):
         load_finetune_data(data, tokenizer)
@@ -254,7 +254,7 @@ def test_nodes_with_other_data_are_found_out(data, tokenizer, monkeypatch):
 # oarlock data show and check
 
 
-def test_show_colours_what_is_trained_and_goes_past_wrong_records(tiny_tokenizer, tmp_path, capsys):
+def test_show_colours_trained_tokens_and_skips_wrong_records(tiny_tokenizer, tmp_path, capsys):
     lines = ['{"src": "q", "tgt": "a"}', '{"src": "q"}', '{"src": "r", "tgt": "b"}', '{"src": "s", "tgt": "c"}']
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     with pytest.raises(SystemExit) as stopped:
@@ -268,7 +268,7 @@ def test_show_colours_what_is_trained_and_goes_past_wrong_records(tiny_tokenizer
     assert output.count("--- example") == 2
 
 
-def test_check_reports_what_a_run_would_meet(tiny_tokenizer, tmp_path, capsys):
+def test_check_reports_the_problems_of_a_run(tiny_tokenizer, tmp_path, capsys):
     folder = tmp_path / "data"
     folder.mkdir()
     long = {"src": "many words " * 30, "tgt": "a"}
@@ -297,7 +297,7 @@ def test_check_reports_what_a_run_would_meet(tiny_tokenizer, tmp_path, capsys):
         assert image.size == (1080, 432) and len(image.getcolors(1 << 20)) > 10
 
 
-def test_check_passes_right_data_and_names_wrong_flags(data, tiny_tokenizer, tmp_path, capsys):
+def test_check_accepts_valid_data_and_names_wrong_flags(data, tiny_tokenizer, tmp_path, capsys):
     words = [data.dataset_name_or_path, "--tokenizer", str(tiny_tokenizer), "--data-cache-dir", str(tmp_path / "cache")]
     with pytest.raises(SystemExit) as stopped:
         main(["data", "check", *words])

@@ -37,7 +37,7 @@ RECORDS = [{"src": f"question {i} é", "tgt": f"answer {i}"} for i in range(1, 9
 
 
 @pytest.mark.parametrize("ending", [".json", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", "", ".parquet", "/saved"])
-def test_every_kind_of_file_gives_the_same_examples(tmp_path, tokenizer, ending):
+def test_all_file_formats_give_the_same_examples(tmp_path, tokenizer, ending):
     expected = [f"{USER}{r['src']}{ASSISTANT}⟦{r['tgt']}{EOS}⟧" for r in RECORDS]
     is_list = ending in (".json", ".json.gz")
     path = tmp_path / f"a{ending}"
@@ -63,7 +63,7 @@ def test_every_kind_of_file_gives_the_same_examples(tmp_path, tokenizer, ending)
     indent=st.sampled_from([None, 1]),
     block=st.integers(1, 40),
 )
-def test_json_lists_are_read_in_pieces_of_any_size(records, indent, block, tmp_path_factory):
+def test_json_lists_are_read_in_chunks_of_any_size(records, indent, block, tmp_path_factory):
     path = tmp_path_factory.mktemp("list") / "a.json"
     text = json.dumps(records, indent=indent, ensure_ascii=False)
     path.write_text(text, encoding="utf-8")
@@ -110,7 +110,7 @@ def test_other_wrong_files(tmp_path, tokenizer):
         (["trains.jsonl"], ["trains.jsonl"], []),
     ],
 )  # fmt: skip
-def test_files_of_a_folder_are_told_apart_by_name(tmp_path, files, train, dev):
+def test_train_and_dev_files_of_a_folder_are_distinguished_by_name(tmp_path, files, train, dev):
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text('{"src": "a", "tgt": "b"}')
@@ -136,7 +136,7 @@ def test_a_saved_dataset_with_splits(tmp_path, tokenizer):
         find_records(str(tmp_path / "half"))
 
 
-def test_the_same_data_in_two_forms_is_refused(tmp_path):
+def test_the_same_data_in_two_formats_is_refused(tmp_path):
     for name in ("train.json", "train.jsonl"):
         (tmp_path / name).write_text('{"src": "a", "tgt": "b"}')
     with pytest.raises(DataError, match="seem to be the same data in two formats"):

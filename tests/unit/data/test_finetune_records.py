@@ -1,4 +1,4 @@
-"""Records of fine-tuning data in each form, and records that are refused."""
+"""Fine-tuning records in each form, and records that are refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.finetune_files import write
 
 
 def read(path: Path, tokenizer, form="auto", skip_bad=False, name="tokenizer", src_length=400, tgt_length=400):
-    """Rows and counts of a file; a tokenizer's own template writes <|user|>q<|assistant|>a<|endoftext|>."""
+    """Rows and counts of a file; the tokenizer's template renders <|user|>q<|assistant|>a<|endoftext|>."""
     template = choose_template(name, tokenizer, "src_tgt")
     counts = Counts()
     settings = EncodingSettings(tokenizer, template, src_length, tgt_length, form, skip_bad)
@@ -46,23 +46,23 @@ def shown(row, tokenizer) -> str:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("as_list", [False, True])
-def test_forms_are_told_by_their_fields(tmp_path, tokenizer, record, expected, as_list):
+def test_record_forms_are_detected_from_their_fields(tmp_path, tokenizer, record, expected, as_list):
     (row,), counts = read(write(tmp_path / "a.json", [record], as_list), tokenizer)
     assert shown(row, tokenizer) == expected and counts.records == 1
 
 
-def test_a_last_question_without_answer_is_left_out_and_counted(tmp_path, tokenizer):
+def test_a_final_question_without_an_answer_is_dropped_and_counted(tmp_path, tokenizer):
     messages = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}, {"from": "human", "value": "more"}]
     (row,), counts = read(write(tmp_path / "a.jsonl", [{"conversations": messages}]), tokenizer)
     assert shown(row, tokenizer) == f"{USER}q{ASSISTANT}⟦a{EOS}⟧" and counts.unanswered == 1
 
 
-def test_an_alpaca_message_keeps_its_parts():
+def test_an_alpaca_prompt_keeps_instruction_and_input():
     record = parse_record({"instruction": "do", "input": "x", "output": "y"}, "alpaca", "here:1")
     assert record.messages[0] == {"role": "user", "content": "do\nx", "instruction": "do", "input": "x"}
 
 
-def test_long_texts_are_cut_so_that_every_token_is_trained_once(tmp_path, tokenizer):
+def test_every_token_of_a_long_text_is_trained_once(tmp_path, tokenizer):
     text = "\n".join(f"line {i} of a longer text" for i in range(40))
     (tmp_path / "a.txt").write_text(text)
     whole = tokenizer(text)["input_ids"] + [tokenizer.eos_token_id]
@@ -128,4 +128,4 @@ def test_a_template_that_refuses_a_record_names_it(tmp_path, tokenizer):
     ):
         read(path, tokenizer, name="llama2")
     rows, counts = read(path, tokenizer, name="llama2", skip_bad=True)
-    assert (len(rows), counts.bad) == (0, 2)  # the second is not of the first one's form
+    assert (len(rows), counts.bad) == (0, 2)  # the second one has another form

@@ -15,14 +15,14 @@ def test_an_epoch_visits_every_sample_once(size, seed, epoch):
     assert sorted(order[epoch * size + i] for i in range(size)) == list(range(size))
 
 
-def test_epochs_and_seeds_have_orders_of_their_own():
+def test_epochs_and_seeds_have_different_orders():
     order = SampleOrder(50, 1)
     first, second = ([order[e * 50 + i] for i in range(50)] for e in (0, 1))
     assert first != second != [SampleOrder(50, 2)[i] for i in range(50)]
 
 
-def test_the_order_is_frozen():
-    """A change of these numbers changes what a resumed run trains on."""
+def test_the_order_does_not_change_between_versions():
+    """If these numbers change, resumed runs train on other samples."""
     order = SampleOrder(10, 42)
     assert [order[i] for i in range(10)] == [5, 0, 6, 4, 2, 7, 3, 1, 8, 9]
 
@@ -47,7 +47,7 @@ def test_every_plan_takes_the_same_samples_in_each_step(batch, accumulation, rep
     assert all(len(rank) == steps * accumulation for rank in ranks)
 
 
-def test_a_changed_batch_size_goes_on_at_the_right_sample():
+def test_a_changed_batch_size_resumes_at_the_right_sample():
     order = SampleOrder(100, 3)
     before = ResumableBatchSampler(order, 8, 1, 1, 0, start_sample=0, steps_done=0, steps_left=3)
     after = ResumableBatchSampler(order, 3, 2, 1, 0, start_sample=24, steps_done=3, steps_left=4)
@@ -56,6 +56,6 @@ def test_a_changed_batch_size_goes_on_at_the_right_sample():
     assert len(before) == 3 and len(after) == (3 + 4) * 2
 
 
-def test_stream_order_is_the_position():
+def test_stream_order_equals_the_position():
     order = StreamOrder(10)
     assert [order[i] for i in (0, 9, 10, 99)] == [0, 9, 10, 99]

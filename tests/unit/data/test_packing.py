@@ -1,4 +1,4 @@
-"""Packs: every example once, none too long, the same every time; and the arrays made of them."""
+"""Packs hold every example once, none is too long, and packing is deterministic; and the arrays of packed rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from oarlock.train.finetune import _pack
 
 
 def best_fit_decreasing(lengths: list[int], capacity: int) -> list[int]:
-    """The room left in each pack, item by item, as in the textbook."""
+    """The space left in each pack after each item, by the textbook algorithm."""
     rooms: list[int] = []
     for length in sorted((min(length, capacity) for length in lengths), reverse=True):
         fitting = [room for room in rooms if room >= length]
@@ -36,7 +36,7 @@ def best_fit_decreasing(lengths: list[int], capacity: int) -> list[int]:
 
 @settings(max_examples=300, deadline=None)
 @given(lengths=st.lists(st.integers(1, 40), max_size=80), capacity=st.integers(1, 50), seed=st.integers(0, 3))
-def test_packs_hold_every_example_once_and_are_those_of_the_textbook(lengths, capacity, seed):
+def test_packs_hold_every_example_once_as_by_best_fit_decreasing(lengths, capacity, seed):
     array = np.asarray(lengths, np.int64)
     packs = make_packs(array, capacity, seed)
     held = [packs[i].tolist() for i in range(len(packs))]
@@ -49,7 +49,7 @@ def test_packs_hold_every_example_once_and_are_those_of_the_textbook(lengths, ca
     assert (again.members == packs.members).all() and (again.offsets == packs.offsets).all()
 
 
-def test_a_change_of_these_packs_changes_what_a_resumed_run_trains_on():
+def test_packs_do_not_change_between_versions():
     packs = make_packs(np.asarray([3, 9, 2, 2, 5, 12, 4, 4, 1, 2]), 10, seed=7)
     assert [packs[i].tolist() for i in range(len(packs))] == PINNED
     assert make_packs(np.full(100, 4), 8, 1).members.tolist() != make_packs(np.full(100, 4), 8, 2).members.tolist()
@@ -64,13 +64,13 @@ def test_a_million_lengths_are_packed_almost_full():
     assert lengths.sum() / (len(packs) * 512) > 0.99 > 2 * measure_padded_fill(lengths, 8, 0)
 
 
-def example(first: int, length: int) -> Example:
+def make_example(first: int, length: int) -> Example:
     ids = list(range(first, first + length))
     return Example(ids, [IGNORE_INDEX] * (length - 1) + [ids[-1] + 1], False)
 
 
-def test_packed_rows_restart_positions_and_say_where_examples_end():
-    packs = [(example(1, 3), example(10, 2)), (example(20, 4),)]
+def test_packed_rows_restart_positions_and_mark_where_examples_end():
+    packs = [(make_example(1, 3), make_example(10, 2)), (make_example(20, 4),)]
     batch = PackCollator(100, 0, multiple_of=6)(packs)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 10, 11, 0], [20, 21, 22, 23, 0, 0]]
     assert batch["labels"].tolist() == [[-100, -100, 4, -100, 12, -100], [-100, -100, -100, 24, -100, -100]]
@@ -82,7 +82,7 @@ def test_packed_rows_restart_positions_and_say_where_examples_end():
     for start, stop in ((0, 3), (3, 5), (5, 6)):
         blocks[start:stop, start:stop] = np.tri(stop - start, dtype=bool)
     assert (seen[0] == blocks).all()
-    assert seen.any(axis=2).all()  # a row that sees nothing is NaN in some kernels
+    assert seen.any(axis=2).all()  # a row that attends to nothing is NaN in some kernels
 
 
 @settings(max_examples=200, deadline=None)
@@ -102,7 +102,7 @@ def test_rows_are_cut_between_examples(lengths):
 @pytest.mark.parametrize(
     ("family", "flash", "dense"), [("llama", True, False), ("llama", False, True), ("gemma", True, True)]
 )
-def test_models_get_the_form_their_attention_takes(family, flash, dense):
+def test_models_get_the_mask_format_of_their_attention(family, flash, dense):
     model = SimpleNamespace(config=FakeConfig(model_type=family, use_flash_attention=flash))
     inputs = {"input_ids": 1, ENDS: paddle.ones([1, 2], dtype="int32")}
     assert (adapt_attention_mask(inputs, model) is inputs) is not dense
@@ -111,13 +111,13 @@ def test_models_get_the_form_their_attention_takes(family, flash, dense):
 
 
 def test_evaluation_batches_are_not_packed():
-    examples = [example(1, 3), example(5, 2)]
+    examples = [make_example(1, 3), make_example(5, 2)]
     packing, plain = (collator(100, 0)(examples) for collator in (PackCollator, FinetuneCollator))
     assert packing.keys() == plain.keys() and all((packing[name] == plain[name]).all() for name in plain)
 
 
 def test_the_log_line_and_the_default_length():
-    dataset = PackedDataset(ExampleDataset([example(1, n) for n in (10, 5, 5, 4, 3, 3)]), None, seed=0)
+    dataset = PackedDataset(ExampleDataset([make_example(1, n) for n in (10, 5, 5, 4, 3, 3)]), None, seed=0)
     assert dataset.capacity == 10 and len(dataset) == 3
     assert sorted(len(pack) for pack in (dataset[i] for i in range(3))) == [1, 2, 3]
     assert dataset.describe() == (
@@ -134,13 +134,13 @@ def test_the_log_line_and_the_default_length():
     ("lengths", "packs"),
     [
         ([12] * 200 + [20] * 8, None),  # no two fit
-        ([9] * 3 + [12] * 200 + [20] * 8, None),  # some do, but rows of 12 in 20 are emptier than padded ones
+        ([9] * 3 + [12] * 200 + [20] * 8, None),  # some do, but rows of 12 in 20 waste more than padded ones
         ([5] * 100 + [20] * 8, 33),
     ],
 )
-def test_nothing_is_packed_where_packs_would_be_no_fuller(lengths, packs, capsys):
+def test_nothing_is_packed_without_a_gain(lengths, packs, capsys):
     config = load_config(FinetuneConfig, ["--do_train", "--packing"]).config
-    examples = ExampleDataset([example(1, length) for length in lengths])
+    examples = ExampleDataset([make_example(1, length) for length in lengths])
     rows = _pack(config, examples)
     said = capsys.readouterr().out
     if packs is None:
@@ -149,7 +149,7 @@ def test_nothing_is_packed_where_packs_would_be_no_fuller(lengths, packs, capsys
         assert len(rows) == packs and "full (padded batches of 8: " in said
 
 
-# what can't be packed
+# cases that can't be packed
 
 
 class FakeConfig:
@@ -170,7 +170,7 @@ class FakeConfig:
         ({"model_type": "gemma"}, True, "--pipeline_parallel_degree 1"),
     ],
 )
-def test_models_that_would_mix_examples_are_refused(values, pipeline, expected):
+def test_models_that_mix_packed_examples_are_refused(values, pipeline, expected):
     with pytest.raises(ConfigError, match=expected):
         check_packing(FakeConfig(**values), pipeline)
 
@@ -182,7 +182,7 @@ def test_an_environment_that_drops_masks_is_refused(monkeypatch):
         check_packing(FakeConfig())
 
 
-def test_options():
+def test_packing_options():
     words = ["--do_train", "--src_length", "20", "--tgt_length", "30"]
     assert load_config(FinetuneConfig, [*words, "--zero_padding"]).config.data.packing
     lengths = [

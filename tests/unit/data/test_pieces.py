@@ -1,4 +1,4 @@
-"""Long texts in pieces: the ids of the pieces are those of the whole, for every kind of tokenizer."""
+"""Long texts are tokenized in pieces with the ids of the full text, for every kind of tokenizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from oarlock.data.corpus.text_chunks import TextSplitter
 
 ROOT = Path(__file__).resolve().parents[3]
 CHINESE = "从前有座山，山里有座庙。庙里有个老和尚在讲故事！讲的是什么呢？从前有座山，山里有座庙。"
-# Llama 3's; GPT-4's differs in nothing that matters here.
+# Llama 3's; GPT-4's has no relevant difference.
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
@@ -46,7 +46,7 @@ def _bpe(normalizer=None, pre_tokenizer=None, alphabet=(), **trainer) -> Tokeniz
 
 
 def _trained(tokenizer: Tokenizer, trainer) -> Tokenizer:
-    # Lines for those that would take a whole text for one word.
+    # Lines, for tokenizers that treat a text without them as one word.
     tokenizer.train_from_iterator([line for line in _text().split("\n") if line], trainer)
     return tokenizer
 
@@ -64,7 +64,7 @@ def llama3() -> Tokenizer:
 
 
 def llama2() -> Tokenizer:
-    """SentencePiece as transformers converts it: a space put before every text, and no pre-tokenizer."""
+    """SentencePiece as converted by transformers: a space before every text, and no pre-tokenizer."""
     trained = _bpe(pre_tokenizer=pre_tokenizers.Metaspace(prepend_scheme="always"))
     trained.pre_tokenizer = pre_tokenizers.Sequence([])
     trained.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -107,7 +107,7 @@ def _joined(rows) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pieces_give_the_ids_of_the_whole(encoders, kind, monkeypatch):
+def test_pieces_give_the_ids_of_the_full_text(encoders, kind, monkeypatch):
     monkeypatch.setattr(text_chunks, "CHUNK_LENGTH", 700)
     text, encode = _text(), encoders[kind]
     splitter = TextSplitter(encode)
@@ -119,7 +119,7 @@ def test_pieces_give_the_ids_of_the_whole(encoders, kind, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
-def test_a_text_that_comes_in_blocks_gives_the_ids_of_the_whole(encoders, kind, data):
+def test_a_text_read_in_blocks_gives_the_ids_of_the_full_text(encoders, kind, data):
     text, encode = _text()[: data.draw(st.integers(1, 20_000))], encoders[kind]
     block = data.draw(st.integers(100, 3000))
     splitter, rest, parts = TextSplitter(encode), "", []
@@ -142,9 +142,9 @@ def test_chinese_without_spaces_is_cut_too(encoders, monkeypatch):
         assert _joined(encoders[kind](parts)) == encoders[kind]([text])[0], kind
 
 
-def test_a_text_that_can_not_be_cut_stays_whole_up_to_a_limit_and_is_counted_beyond(encoders, monkeypatch):
+def test_uncuttable_text_stays_whole_up_to_a_limit_and_is_then_counted(encoders, monkeypatch):
     monkeypatch.setattr(text_chunks, "CHUNK_LENGTH", 1000)
-    runs = TextSplitter(lambda texts: [[len(text)] for text in texts])  # a tokenizer that takes any text for one token
+    runs = TextSplitter(lambda texts: [[len(text)] for text in texts])  # a tokenizer that makes any text a single token
     text = "a b\n" * 5000
     assert runs.split_text(text) == [text] and runs.unsure == 0
     monkeypatch.setattr(text_chunks, "MAX_CHUNK_LENGTH", 4000)
@@ -154,15 +154,15 @@ def test_a_text_that_can_not_be_cut_stays_whole_up_to_a_limit_and_is_counted_bey
     assert done + rest == text and rest and runs.unsure == len(parts)
 
 
-def test_long_runs_are_not_cut_where_only_chance_agrees(encoders, monkeypatch):
-    """Groups of three digits, and pairs of letters, are counted from the beginning of a run."""
+def test_long_runs_are_not_cut_at_coincidental_boundaries(encoders, monkeypatch):
+    """Groups of three digits and pairs of letters are counted from the start of a run."""
     monkeypatch.setattr(text_chunks, "CHUNK_LENGTH", 1000)
     for kind, text in itertools.product(("gpt2", "llama3", "llama2"), ("1" * 5003, "number " + "7" * 5000, "z" * 5001)):
         splitter = TextSplitter(encoders[kind])
         assert _joined(encoders[kind](splitter.split_text(text))) == encoders[kind]([text])[0], (kind, text[:20])
 
 
-def test_the_tokenizer_is_asked_little(encoders):
+def test_the_tokenizer_is_called_rarely(encoders):
     asked = []
 
     def counting(texts):

@@ -1,4 +1,4 @@
-"""Text files as people have them."""
+"""Text files in the formats that users have."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SKIPPABLE = b"\x5a\x2a\x4d\x18" + (7).to_bytes(4, "little") + b"\x28\xb5\x2f\xfd
 
 
 def long_window(data: bytes) -> bytes:
-    """As `zstd --long=31` writes it: the size is not said, the window is 2 GB."""
+    """Compress as `zstd --long=31` does: no size in the header, and a window of 2 GB."""
     parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=31, enable_ldm=True, hash_log=12, chain_log=12, ldm_hash_log=12)  # fmt: skip
     compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     return compressor.compress(data) + compressor.flush()
@@ -62,7 +62,7 @@ FORMS = {
     "csv": lambda texts, end: _table(texts, end, ","),
     "tsv": lambda texts, end: _table(texts, end, "\t"),
 }
-# Every character that UTF-8 has but NUL, which no text holds, and a lone CR, at which spreadsheets end a line.
+# Every UTF-8 character except NUL, which is not text, and a lone CR, which ends a line in spreadsheets.
 TEXTS = st.lists(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\ufeff"), max_size=40).map(
         lambda text: text.replace("@", "\r\n")
@@ -81,7 +81,7 @@ TEXTS = st.lists(
     compression=st.sampled_from(sorted(COMPRESSIONS)),
     block=st.sampled_from([1, 7, 64, 1 << 20]),
 )
-def test_blocks_compressions_line_ends_and_marks_change_no_document(
+def test_blocks_compression_line_ends_and_bom_do_not_change_documents(
     tmp_path_factory, texts, form, end, mark, compression, block
 ):
     content = (codecs.BOM_UTF8 if mark else b"") + FORMS[form](texts, end).encode()
@@ -102,7 +102,7 @@ def test_blocks_compressions_line_ends_and_marks_change_no_document(
     block=st.sampled_from([1, 7, 64, 1 << 20]),
     longest=st.sampled_from([5, 1 << 24]),
 )
-def test_a_text_file_is_its_text(tmp_path_factory, text, mark, compression, block, longest):
+def test_a_text_file_is_one_document(tmp_path_factory, text, mark, compression, block, longest):
     path = tmp_path_factory.mktemp("d") / f"d.txt{compression.split(' ')[0]}"
     path.write_bytes(COMPRESSIONS[compression]((codecs.BOM_UTF8 if mark else b"") + text.encode()))
     with pytest.MonkeyPatch.context() as patch:
@@ -115,7 +115,7 @@ def test_a_text_file_is_its_text(tmp_path_factory, text, mark, compression, bloc
     assert lines == [line.removesuffix("\r") for line in text.split("\n") if line.encode().strip()]
 
 
-def test_a_long_window_is_read(tmp_path):
+def test_zstd_long_windows_are_read(tmp_path):
     path = tmp_path / "d.jsonl.zst"
     path.write_bytes(long_window(b'{"text": "one"}\n' * 3))
     assert zstandard.get_frame_parameters(path.read_bytes()).window_size == 1 << 31
@@ -136,7 +136,7 @@ def test_other_encodings_are_named(tmp_path, name, encoding):
             attempt()
 
 
-def test_nul_bytes_are_no_text(tmp_path):
+def test_nul_bytes_are_refused(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one\ntw\0o\nthree\n")
     assert read(source(tmp_path / "a.txt")) == (
         ["one\nthree\n"],
@@ -147,7 +147,7 @@ def test_nul_bytes_are_no_text(tmp_path):
     assert not documents and "contains NUL bytes" in bad[0]
 
 
-def test_a_field_that_stands_twice_is_a_bad_line(tmp_path):
+def test_a_duplicate_field_is_a_bad_line(tmp_path):
     twice = '{"text": "a", "x": [{"b": 1, "b": 2}]}'
     (tmp_path / "a.jsonl").write_text(f'{twice}\n{{"text": "b"}}\n{{\n')
     documents, bad = read(source(tmp_path / "a.jsonl"))
@@ -158,7 +158,7 @@ def test_a_field_that_stands_twice_is_a_bad_line(tmp_path):
     assert documents == ["b"] and bad == [f"{tmp_path}/b.json:1: field 'b' appears twice in one object"]
 
 
-def test_marks_at_the_beginning_of_lines_are_no_text(tmp_path):
+def test_byte_order_marks_at_line_starts_are_not_text(tmp_path):
     (tmp_path / "a.txt").write_bytes("\ufeffone\r\n\ufefftwo".encode())
     assert read(source(tmp_path / "a.txt"), txt_document="line") == (["one", "two"], [])
 
@@ -205,13 +205,13 @@ def test_tables(tmp_path, content, documents, bad):
         ('text\n"a\nb\0c"\n', "a.csv:3: contains NUL bytes.*within a row that begins on line 2"),
     ],
 )
-def test_tables_that_can_not_be_read_on(tmp_path, content, message):
+def test_damaged_tables_are_refused(tmp_path, content, message):
     (tmp_path / "a.csv").write_text(content)
     with pytest.raises(DataError, match=message):
         read(source(tmp_path / "a.csv"))
 
 
-def test_a_list_that_goes_on_after_its_end(tmp_path):
+def test_content_after_the_end_of_a_list_is_refused(tmp_path):
     (tmp_path / "a.json").write_text('[{"text": "a"}]\n[{"text": "b"}]\n')
     with pytest.raises(DataError, match=r"a.json:2: more text after the end of the list"):
         read(source(tmp_path / "a.json"))

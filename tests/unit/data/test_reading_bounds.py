@@ -1,4 +1,6 @@
-"""Data of strangers: what is too deep, too long, or no file at all is named with its line, and costs little."""
+"""Untrusted data: records that are too deep or too long and files that are not regular are named with their line,
+cheaply.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ DEEP = "[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1)
 
 
 def texts(path: Path) -> list[str]:
-    """Texts of a file, and what is said of the others."""
+    """Texts of a file, and the messages about the others."""
     return [
         str(piece) if isinstance(piece, BadLine) else piece.text
         for source in find_sources([str(path)], LeftOut())
@@ -67,7 +69,7 @@ def test_a_wrong_record_is_named_and_the_others_are_read(tmp_path, form, record,
     assert line == 2 and isinstance(wrong, ValueError) and reason in str(wrong)
 
 
-def test_a_list_that_is_too_deep_to_parse_ends_at_once(tmp_path):
+def test_a_too_deeply_nested_list_fails_at_once(tmp_path):
     (tmp_path / "a.json").write_text('[{"text": "a"},\n' + "[" * 200_000)
     with pytest.raises(DataError, match=r"a.json:2: objects and lists nested too deep"):
         texts(tmp_path / "a.json")
@@ -84,7 +86,7 @@ def test_a_line_longer_than_any_record_is_refused(tmp_path, monkeypatch, name):
 
 
 @pytest.mark.parametrize("packed", [zstandard.compress, gzip.compress])
-def test_a_small_file_does_not_unpack_into_memory(tmp_path, packed):
+def test_decompression_is_bounded(tmp_path, packed):
     path = tmp_path / "a.jsonl"
     path.write_bytes(packed(bytes(1 << 27)))
     assert path.stat().st_size < 1 << 20
@@ -102,7 +104,7 @@ def test_a_small_file_does_not_unpack_into_memory(tmp_path, packed):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10
 
 
-def test_pipes_are_named_and_not_waited_for(tmp_path):
+def test_pipes_are_refused_without_waiting(tmp_path):
     for name in ("a.jsonl", "a.json", "a.txt", "a.parquet", "train.csv"):
         os.mkfifo(tmp_path / name)
         for read in (lambda path: find_sources([path], LeftOut()), find_records):
@@ -112,7 +114,7 @@ def test_pipes_are_named_and_not_waited_for(tmp_path):
         load_eval_prompts(tmp_path / "a.txt", None, None, 10)
 
 
-def test_cells_and_arguments_are_read_as_records_are(tmp_path):
+def test_cells_and_arguments_are_parsed_as_strictly_as_records(tmp_path):
     (tmp_path / "a.csv").write_text(f'messages\n"{DEEP}"\n"[{{}}, {{"a"": 1, ""a"": 2}}]"\n'.replace('{"a', '{""a'))
     assert [str(item) for _, item in items(tmp_path / "a.csv")] == [
         f"column 'messages': objects and lists more than {MAX_DEPTH} levels deep",
@@ -125,7 +127,7 @@ def test_cells_and_arguments_are_read_as_records_are(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["prompt=a\nb,response=c", "prompt=a,response=" + "x" * 200_000])
-def test_columns_that_csv_can_not_split(text):
+def test_unsplittable_csv_columns_are_refused(text):
     limit = csv.field_size_limit(1 << 17)
     try:
         with pytest.raises(ConfigError, match="--columns"):
@@ -134,13 +136,13 @@ def test_columns_that_csv_can_not_split(text):
         csv.field_size_limit(limit)
 
 
-def test_nothing_but_bracketed_numbers(tmp_path):
+def test_nesting_up_to_the_limit_and_brackets_in_strings_are_accepted(tmp_path):
     assert parse_line("[" * MAX_DEPTH + "]" * MAX_DEPTH) is not None
     assert parse_line(json.dumps({"a": "[{" * 500})) == {"a": "[{" * 500}
 
 
-def saved(folder: Path, splits: dict[str, str]) -> None:
-    """A saved dataset whose state.json names files."""
+def save_dataset(folder: Path, splits: dict[str, str]) -> None:
+    """A saved dataset whose state.json lists these files."""
     (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(splits)}))
     for name, file in splits.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -155,10 +157,10 @@ def saved(folder: Path, splits: dict[str, str]) -> None:
         ({"../other": "a.arrow"}, r"dataset_dict.json: '../other' is not the name"),
     ],
 )
-def test_saved_datasets_name_their_own_files_alone(tmp_path, splits, reason):
+def test_saved_datasets_may_name_only_their_own_files(tmp_path, splits, reason):
     folder = tmp_path / "set"
     folder.mkdir()
-    saved(folder, splits)
+    save_dataset(folder, splits)
     with pytest.raises(DataError, match=reason):
         find_records(str(folder))
 
@@ -183,7 +185,7 @@ def npy(header: str) -> bytes:
         (b"no array", "not a readable corpus"),
     ],
 )  # fmt: skip
-def test_older_corpora_allocate_what_they_have(tmp_path, lens, reason):
+def test_legacy_corpora_allocate_only_what_they_contain(tmp_path, lens, reason):
     import zipfile
 
     np.save(tmp_path / "c_ids.npy", np.arange(20, dtype=np.uint16))

@@ -1,4 +1,4 @@
-"""Names and forms of records as people have them, and the reports on them."""
+"""Common field names and forms of records, and the reports on them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from oarlock.data.records.conversations import detect_form, parse_record
 from oarlock.data.templates.chat_template import choose_template
 from oarlock.data.tokenizers.offsets import tokenize
 from oarlock.errors import DataError
-from support.records import messages, read
+from support.records import read, read_messages
 
 QA = [("user", "q"), ("assistant", "a")]
 
@@ -40,8 +40,8 @@ QA = [("user", "q"), ("assistant", "a")]
         ({"messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, [("system", "s"), *QA]),
     ],
 )  # fmt: skip
-def test_names_that_people_have(record, expected):
-    assert messages(record) == expected
+def test_common_field_names(record, expected):
+    assert read_messages(record) == expected
 
 
 @pytest.mark.parametrize(
@@ -67,20 +67,20 @@ def test_names_that_people_have(record, expected):
         ({"version": "1", "data": [{"question": "q", "answer": "a"}]}, "if the records are in the list 'data', the file must contain only this list"),
     ],
 )  # fmt: skip
-def test_records_that_are_not_clear_are_refused_by_field(record, expected):
+def test_ambiguous_records_are_refused_by_field(record, expected):
     with pytest.raises(ValueError) as error:
         parse_record(record, detect_form(record), "here:1")
     assert expected in str(error.value)
 
 
-def test_an_equal_answer_under_two_names_is_one():
-    assert messages({"question": "q", "answer": "a", "response": "a"}) == QA
+def test_equal_answers_under_two_names_count_once():
+    assert read_messages({"question": "q", "answer": "a", "response": "a"}) == QA
 
 
-# what is said
+# reports
 
 
-def test_show_and_check_tell_what_is_trained_and_what_is_text(tiny_tokenizer, tokenizer, tmp_path, capsys):
+def test_show_and_check_report_trained_tokens_and_text(tiny_tokenizer, tokenizer, tmp_path, capsys):
     file = tmp_path / "a.jsonl"
     file.write_text('{"question": "Repeat <|endoftext|>", "answer": "It is <|endoftext|> here", "score": 3}\n')
     section = FinetuneDataSection(
@@ -107,7 +107,7 @@ def test_show_and_check_tell_what_is_trained_and_what_is_text(tiny_tokenizer, to
         show_data(section, str(tiny_tokenizer), 3, 128, color=False)
 
 
-def test_a_token_that_joins_prompt_and_answer_is_the_answers_and_is_counted(tokenizer, tmp_path):
+def test_a_token_across_prompt_and_answer_belongs_to_the_answer(tokenizer, tmp_path):
     path = tmp_path / "t.jinja"
     path.write_text("{% for m in messages %}{{ m.content }}{% endfor %}{{ eos_token if not add_generation_prompt }}")
     ((shown,), counts) = read([{"question": "Repeat the w", "answer": "ords"}], tokenizer, str(path))
@@ -115,7 +115,7 @@ def test_a_token_that_joins_prompt_and_answer_is_the_answers_and_is_counted(toke
     assert read([{"question": "Repeat the", "answer": " words"}], tokenizer, str(path))[1].joined == 0
 
 
-def test_fixed_prompts_under_all_names(tokenizer, tmp_path):
+def test_fixed_prompts_accept_all_field_names(tokenizer, tmp_path):
     file = tmp_path / "p.jsonl"
     file.write_text(
         '{"question": "q <|user|>"}\n{"instruction": "q", "context": "c"}\n{"prompt": "q"}\n{"query": "q", "response": "a"}\n'
@@ -129,7 +129,7 @@ def test_fixed_prompts_under_all_names(tokenizer, tmp_path):
     assert prompts[0].input_ids.count(user) == 1 and tokenizer.decode(prompts[0].input_ids).count("<|user|>") == 2
 
 
-def test_a_tokenizer_without_offsets_is_given_stretches(tokenizer):
+def test_a_tokenizer_without_offsets_gets_text_spans(tokenizer):
     class Slow:
         all_special_tokens = ()
 

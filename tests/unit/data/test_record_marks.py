@@ -1,4 +1,4 @@
-"""Marks that say what is trained."""
+"""Marks that select what is trained."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_marks_that_cannot_be_honoured_are_refused(tokenizer, message, record, e
 
 @settings(max_examples=40, deadline=None)
 @given(marks=st.lists(st.sampled_from([None, 0, 1, "false", "true", 0.0, True]), min_size=1, max_size=5))
-def test_what_is_trained_are_the_answers_that_are_not_marked_off(marks):
+def test_all_answers_are_trained_unless_marked(marks):
     rounds = []
     for i, mark in enumerate(marks):
         rounds += [{"role": "user", "content": "q"}, {"role": "assistant", "content": f"a{i}", "train": mark}]
@@ -81,7 +81,7 @@ def test_what_is_trained_are_the_answers_that_are_not_marked_off(marks):
     assert talk.not_trained == off
 
 
-def test_fields_that_look_like_orders_are_named_once_a_file(tokenizer):
+def test_fields_that_look_like_marks_are_named_once_per_file(tokenizer):
     rounds = [{"role": "user", "content": "q", "mask": 1}, {"role": "assistant", "content": "a", "no_train": True}]
     records = [{"messages": rounds, "rejected": "b", "id": 7, "images": ["x.png"], "tools": []}] * 3
     _, counts = read(records, tokenizer)
@@ -99,5 +99,5 @@ def test_fields_that_look_like_orders_are_named_once_a_file(tokenizer):
         ({"messages": [{"role": "assistant", "content": "a"}], "tools": [{"type": "function", "function": {"name": "f"}}]}, []),
     ],
 )  # fmt: skip
-def test_fields_of_another_form_are_named(tokenizer, record, unread):
+def test_fields_of_another_record_form_are_named(tokenizer, record, unread):
     assert read([record], tokenizer)[1].unread == [f"data:1: field '{name}'" for name in unread]

@@ -1,4 +1,4 @@
-"""Ids that a model has no row for: found when data is opened, and told by whichever process reads them."""
+"""Ids beyond the vocabulary are found when data is opened, or reported by the process that reads them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from oarlock.errors import DataError, TrainingError
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
-    """A corpus and a folder of examples, both of ids below 100."""
+    """A corpus and a folder of examples, both with ids below 100."""
     folder = tmp_path_factory.mktemp("data")
     with CorpusWriter(folder / "c", 100_000) as writer:
         writer.add(np.arange(90), np.asarray([40, 50]), np.asarray([True, True]))
@@ -50,7 +50,7 @@ def data(written, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("wrong", [512, 4_000_000, -1])
-def test_a_corpus_with_foreign_ids(data, wrong):
+def test_a_corpus_with_ids_beyond_the_vocabulary_is_refused(data, wrong):
     corpus = Corpus.open(str(data / "c"))
     check_token_ids([corpus], 512)
     ids = np.fromfile(data / "c.bin", np.int32)
@@ -60,7 +60,7 @@ def test_a_corpus_with_foreign_ids(data, wrong):
         check_token_ids([corpus], 512)
 
 
-def test_of_a_large_file_places_from_all_over_it(monkeypatch):
+def test_a_large_file_is_sampled_throughout(monkeypatch):
     monkeypatch.setattr(looked_at, "_CHECKED_BYTES", 1 << 12)
     monkeypatch.setattr(looked_at, "_BLOCK", 1 << 8)
     ids = np.zeros(1 << 16, np.uint16)
@@ -73,7 +73,7 @@ def test_of_a_large_file_places_from_all_over_it(monkeypatch):
     check_range(ids[:0], 512, "x")
 
 
-def test_the_first_id_that_is_wrong_is_named():
+def test_the_first_wrong_id_is_named():
     ids = np.asarray([0, 511, 512, -1], np.int64)
     with pytest.raises(DataError, match="token 2 is id 512"):
         check_range(ids, 512, "x")
@@ -91,7 +91,7 @@ def test_the_first_id_that_is_wrong_is_named():
         (lambda text: '{"format": 2, "documents": -1}', "documents"),
     ],
 )
-def test_notes_of_a_corpus_that_are_not_what_was_written(data, change, expected):
+def test_altered_notes_of_a_corpus_are_ignored(data, change, expected):
     path = data / "c.json"
     assert read_corpus_summary(data / "c")["largest_id"] == 89
     path.write_text(change(path.read_text()))
@@ -100,14 +100,14 @@ def test_notes_of_a_corpus_that_are_not_what_was_written(data, change, expected)
 
 
 @pytest.mark.parametrize("content", ['{"text": "x"}\n{"text": "y"}\n', '{"format": "text"}', "[1]", "\0"])
-def test_a_file_of_that_name_that_is_no_note(data, content):
-    """The text that another program made the corpus of, for example."""
+def test_another_file_with_the_name_of_a_note_is_ignored(data, content):
+    """For example the text from which another program built the corpus."""
     (data / "c.json").write_text(content)
     assert read_corpus_summary(data / "c") == {} and Corpus.open(str(data / "c")).num_documents == 2
 
 
-def test_every_bit_of_an_index_is_found_or_reads_the_same(data):
-    """The sizes and places of all sequences; what the documents are is checked when they are put together."""
+def test_every_bit_flip_of_an_index_is_detected_or_harmless(data):
+    """Sizes and offsets of all sequences are checked; documents are checked when they are joined."""
     path, expected = data / "c.idx", token_ids(data / "c").tolist()
     content = path.read_bytes()
     found = 0
@@ -124,7 +124,7 @@ def test_every_bit_of_an_index_is_found_or_reads_the_same(data):
 
 
 @pytest.mark.parametrize("size", [0, 89, 91])
-def test_a_loss_mask_of_another_length(data, size):
+def test_a_loss_mask_of_the_wrong_length_is_refused(data, size):
     (data / "c.lsm").write_bytes(b"\1" * size)
     with pytest.raises(DataError, match=f"c.lsm: {size} bytes"):
         check_corpus(data / "c")
@@ -143,8 +143,8 @@ def test_a_loss_mask_of_another_length(data, size):
         ("prompts.jsonl", lambda b: b + b"x"),
     ],
 )
-def test_damaged_examples_are_made_again(data, name, change):
-    """Ids above those that were written, places out of order, sizes that do not fit."""
+def test_damaged_examples_are_rebuilt(data, name, change):
+    """Ids above the recorded maximum, offsets out of order, sizes that do not fit."""
     folder = data / "examples"
     assert is_complete(folder) and not is_complete(data / "none")
     (folder / name).write_bytes(change((folder / name).read_bytes()))
@@ -153,11 +153,11 @@ def test_damaged_examples_are_made_again(data, name, change):
         StoredExamples(folder).check()
 
 
-# what processes that read tell
+# errors in worker processes
 
 
 class Samples:
-    """Numbers; of 3 and 4 something is wrong."""
+    """Numbers; samples 3 and 4 are faulty."""
 
     def __len__(self) -> int:
         return 6
@@ -174,7 +174,7 @@ def batches(*rows):
     return raise_worker_errors(collate([dataset[i] for i in row]) for row in ErrorCatchingSampler(rows))
 
 
-def test_failures_of_a_reader_arrive_as_errors():
+def test_reader_failures_are_raised_as_errors():
     assert [batch["ids"].tolist() for batch in batches([0, 1], [1, 0])] == [[0, 1], [1, 0]]
     found = batches([0, 1], [0, 3])
     assert next(found)["ids"].tolist() == [0, 1]
@@ -184,8 +184,8 @@ def test_failures_of_a_reader_arrive_as_errors():
         list(batches([0, 5]))
 
 
-def test_a_sampler_that_fails_is_an_error_too():
-    """In Paddle's own thread it would end in a wait without end."""
+def test_a_failing_sampler_raises_an_error():
+    """In Paddle's own thread it would hang."""
     order = SampleOrder(4, seed=0)
     sampler = ErrorCatchingSampler(iterate_micro_batches(order, 4 * MAX_EPOCHS - 2, 4 * MAX_EPOCHS + 2, 2, 1, 1, 0))
     dataset = ErrorCatchingDataset(list(range(4)))
@@ -197,7 +197,7 @@ def test_a_sampler_that_fails_is_an_error_too():
         next(found)
 
 
-def test_a_reader_that_died():
+def test_a_killed_reader_raises_an_error():
     def gone():
         yield {"ids": np.zeros(1)}
         raise SystemError("(Fatal) Blocking queue is killed because the data reader raises an exception.")

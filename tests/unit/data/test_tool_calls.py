@@ -19,7 +19,7 @@ CALL = {"type": "function", "function": {"name": "weather", "arguments": {"place
 # tool calls and reasoning
 
 
-def test_tool_calls_in_the_forms_people_have(tokenizer):
+def test_tool_calls_in_common_formats(tokenizer):
     openai = {
         "messages": [
             {"role": "user", "content": "How warm?"},
@@ -68,7 +68,7 @@ def test_tool_calls_in_the_forms_people_have(tokenizer):
     assert "<|im_start|>user\n<tool_response>\n-3\n</tool_response><|im_end|>" in shown[0], "results are read only"
 
 
-def test_a_turn_that_ends_otherwise_in_the_middle(tokenizer, tmp_path):
+def test_a_turn_that_the_template_ends_differently_midway(tokenizer, tmp_path):
     path = tmp_path / "harmony.jinja"  # as gpt-oss writes it
     path.write_text(
         "{% for m in messages %}<|user|>{{ m.role }}:\n{% if m.thinking and loop.last %}{{ '(' + m.thinking + ')' }}{% endif %}{{ m.content }}"
@@ -96,7 +96,7 @@ def test_several_calls_at_once_are_one_turn(tokenizer):
     assert [len(message.get("tool_calls", [])) for message in talk.messages] == [0, 2, 0]
 
 
-def test_calls_that_a_template_does_not_render_are_refused(tokenizer):
+def test_tool_calls_that_a_template_drops_are_refused(tokenizer):
     talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "Let me see.", "tool_calls": [CALL]}]
     for name, record, expected in (
         ("tokenizer", {"messages": talk}, "data:1: chat template tokenizer does not render messages[1].tool_calls"),
@@ -108,7 +108,7 @@ def test_calls_that_a_template_does_not_render_are_refused(tokenizer):
         assert expected in str(error.value)
 
 
-def test_thoughts_and_variables_reach_the_template(tokenizer):
+def test_reasoning_and_variables_reach_the_template(tokenizer):
     record = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning": "hm"}]}
     (shown,), _ = read([record], tokenizer)
     assert "<|im_start|>assistant\n⟦<think>\nhm\n</think>\n\na<|im_end|>⟧" in shown
@@ -117,7 +117,7 @@ def test_thoughts_and_variables_reach_the_template(tokenizer):
     assert prompt.text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
 
 
-def test_reasoning_that_a_template_leaves_out_is_never_silent(tokenizer, tmp_path):
+def test_reasoning_that_a_template_drops_is_reported(tokenizer, tmp_path):
     thinking = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nYes"}
     question = {"role": "user", "content": "q"}
     (shown,), counts = read([{"messages": [question, thinking, question, thinking]}], tokenizer)
@@ -128,7 +128,7 @@ def test_reasoning_that_a_template_leaves_out_is_never_silent(tokenizer, tmp_pat
         read([{"messages": [question, thinking]}], tokenizer, str(path))
 
 
-def test_a_call_is_what_an_evaluation_expects(tokenizer):
+def test_the_reference_answer_contains_the_tool_call(tokenizer):
     record = {
         "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [CALL]}],
         "tools": [TOOL],

@@ -1,4 +1,4 @@
-"""A directory broken in one of many ways: the checker finds that, and only that."""
+"""For a directory broken in one way, the checker finds exactly that fault."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def good(tmp_path_factory) -> dict[int, Path]:
 
 @pytest.mark.parametrize("server", ["hf", "vllm", "fastdeploy"])
 @pytest.mark.parametrize("shards", [1, 3])
-def test_nothing_is_found_in_a_good_directory(good, server, shards):
+def test_a_valid_directory_has_no_findings(good, server, shards):
     assert check_model(good[shards], server) == []
 
 
@@ -40,7 +40,7 @@ def test_nothing_is_found_in_a_good_directory(good, server, shards):
     max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(data=st.data())
-def test_what_is_broken_is_found_and_nothing_else(way, good, tmp_path, data):
+def test_each_fault_is_the_only_finding(way, good, tmp_path, data):
     shards = data.draw(st.sampled_from([3] if way in WITH_INDEX else [1, 3]))
     server = data.draw(st.sampled_from(["hf", "vllm", "fastdeploy"]))
     folder = tmp_path / "broken"
@@ -53,7 +53,7 @@ def test_what_is_broken_is_found_and_nothing_else(way, good, tmp_path, data):
 
 
 def test_dtype_keys_of_each_server(good, tmp_path):
-    """Newer transformers write `dtype`, which means Paddle's layout to FastDeploy."""
+    """Newer transformers write `dtype`, which FastDeploy takes as a sign of Paddle's layout."""
     folder = shutil.copytree(good[1], tmp_path / "model")
     for keys, servers in (
         ({"torch_dtype": "gone", "dtype": "float32"}, {"fastdeploy"}),
@@ -73,7 +73,7 @@ def test_fastdeploy_runs_fewer_models(good, tmp_path):
     assert finding.kind == "architecture" and "Qwen2ForCausalLM" in finding.remedy
 
 
-def test_rules_are_those_of_the_manifest(good, tmp_path):
+def test_the_manifest_decides_the_rules(good, tmp_path):
     folder = shutil.copytree(good[1], tmp_path / "model")
     assert guess_server(folder) == "hf"
     for target, server in (("vllm", "vllm"), ("fastdeploy", "fastdeploy"), ("hf", "hf")):
@@ -86,7 +86,7 @@ def test_rules_are_those_of_the_manifest(good, tmp_path):
         guess_server(tmp_path / "nowhere")
 
 
-def test_a_model_exported_without_a_template_has_none(good, tmp_path):
+def test_a_model_exported_without_a_template_needs_none(good, tmp_path):
     folder = shutil.copytree(good[1], tmp_path / "model")
     lose_template(folder, None)
     assert [finding.kind for finding in check_model(folder, "vllm")] == ["template"]

@@ -1,4 +1,4 @@
-"""Files that Oarlock writes for shells and servers: no value of a model, a name or a folder is run in them."""
+"""Files written for shells and servers: no value of a model, a name or a folder is executed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FAKE = '#!/bin/bash\nprintf "%s\\0" "$@" >"$RECORD"\n'
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder with stand-ins for the servers, which record their words."""
+    """A folder with stand-ins for the servers that record their arguments."""
     folder = tmp_path_factory.mktemp("generated")
     (folder / "bin").mkdir()
     for name in ("vllm", "python"):
@@ -45,7 +45,7 @@ def place(tmp_path_factory) -> Path:
 
 
 def run(script: Path, place: Path, *words: str, cwd: Path | None = None, **variables: str) -> list[str]:
-    """The words that the server is started with."""
+    """The arguments that the server is started with."""
     environment = {"PATH": f"{place / 'bin'}:/usr/bin:/bin", "RECORD": str(place / "record"), **variables}
     (place / "record").unlink(missing_ok=True)
     for start in (["bash", "-n"], ["bash"]):
@@ -59,7 +59,7 @@ def after(words: list[str], flag: str) -> str:
 
 @settings(max_examples=40)
 @given(value=HARD)
-def test_a_word_of_a_shell_is_the_value_and_nothing_more(place, value):
+def test_a_quoted_shell_word_is_exactly_the_value(place, value):
     script = place / "word.sh"
     script.write_text(
         f'X=${{X:-{shell_word(value)}}}  # after\nA=({shell_word(value)})\nvllm "$X" "${{A[@]}}" {shell_word(value)}\n'
@@ -76,8 +76,8 @@ def test_a_word_of_a_shell_is_the_value_and_nothing_more(place, value):
     name=HARD,
 )
 @pytest.mark.parametrize("target", ["vllm", "fastdeploy"])
-def test_start_scripts_run_with_hard_names(place, target, folder, extra, name):
-    """Of their folder, of what the user adds, and of what clients call the model (from the environment)."""
+def test_start_scripts_work_with_special_characters(place, target, folder, extra, name):
+    """In the folder, in arguments of the user, and in the served model name (from the environment)."""
     model = place / "models" / folder
     shutil.rmtree(place / "models", ignore_errors=True)
     model.mkdir(parents=True)
@@ -107,20 +107,20 @@ def test_start_scripts_run_with_hard_names(place, target, folder, extra, name):
         ({"torch_dtype": ["float32"]}, "torch_dtype"),
     ],
 )
-def test_what_is_no_length_or_type_stands_in_no_script(changes, says):
+def test_scripts_contain_only_valid_lengths_and_dtypes(changes, says):
     with pytest.raises(ModelError, match=says):
         format_start_script("vllm", CONFIG | changes, "served")
 
 
 @pytest.mark.parametrize("name", [value for value in HOSTILE if value != "é"] + ["", "é"])
-def test_what_is_no_name_stands_in_no_script(name):
+def test_scripts_contain_only_valid_names(name):
     for arguments in ((name, {}), ("served", {name: 4})):
         with pytest.raises(ModelError, match="can't be the name"):
             format_start_script("vllm", CONFIG, *arguments)
 
 
 @pytest.mark.parametrize("architectures", [None, [], [3], "$(touch RUN)", ["LlamaForCausalLM\ntouch RUN"], {"a": 1}])
-def test_an_architecture_that_is_none_is_not_copied(architectures):
+def test_an_invalid_architecture_is_not_copied(architectures):
     text = format_start_script("fastdeploy", CONFIG | {"architectures": architectures}, "served")
     assert "touch" not in text
 
@@ -150,14 +150,14 @@ def kinds(folder: Path, server: str = "vllm") -> dict[str, str]:
         ("#!/usr/bin/env bash", "#!/bin/evil", 1),
     ],
 )
-def test_a_foreign_start_script_is_found(exported, tmp_path, old, new, line):
+def test_a_modified_start_script_is_found(exported, tmp_path, old, new, line):
     folder = shutil.copytree(exported, tmp_path / "out")
     assert kinds(folder) == {} and kinds(folder, "hf") == {}
     text = (folder / "start.sh").read_text()
     assert old in text
     (folder / "start.sh").write_text(text.replace(old, new, 1))
     assert kinds(folder) == {"start": f"start.sh:{line}"}
-    for manifest in ({**read_manifest(folder), "name": None}, None):  # as an older version wrote it; and without one
+    for manifest in ({**read_manifest(folder), "name": None}, None):  # as written by an older version, and without one
         (folder / MANIFEST_FILE).unlink()
         if manifest is not None:
             del manifest["name"]
@@ -165,7 +165,7 @@ def test_a_foreign_start_script_is_found(exported, tmp_path, old, new, line):
         assert "start" in kinds(folder)
 
 
-def test_what_does_not_belong_to_an_export_is_found(exported, tmp_path):
+def test_unexpected_files_in_an_export_are_found(exported, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "out")
     for name in ("README.md", "LICENSE", ".gitattributes"):
         (folder / name).write_text("")
@@ -176,7 +176,7 @@ def test_what_does_not_belong_to_an_export_is_found(exported, tmp_path):
         (folder / name).write_text("")
         assert kinds(folder) == {"foreign": name}
         (folder / name).unlink()
-    for name in ("sitecustomize.py", "Dockerfile", "x.ipynb"):  # the manifest's word is not taken for code
+    for name in ("sitecustomize.py", "Dockerfile", "x.ipynb"):  # values of the manifest are not executed
         (folder / name).write_text("")
         content = read_manifest(folder)
         content["files"][name] = {"bytes": 0, "sha256": "0" * 64}
@@ -191,7 +191,7 @@ def test_what_does_not_belong_to_an_export_is_found(exported, tmp_path):
     assert kinds(folder) == {"link": "start.sh"}
 
 
-def test_code_that_a_model_names_does_not_come_along(exported, tmp_path):
+def test_custom_model_code_is_not_exported(exported, tmp_path):
     source = shutil.copytree(exported, tmp_path / "source")
     for name in ("config.json", "tokenizer_config.json"):
         content = json.loads((source / name).read_text()) | {"auto_map": {"AutoModelForCausalLM": "x.X"}}
@@ -214,7 +214,7 @@ def wrong_manifests() -> list[Any]:
 
 
 @pytest.mark.parametrize("content", wrong_manifests(), ids=str)
-def test_a_manifest_that_is_wrong_is_a_finding(exported, tmp_path, content):
+def test_an_invalid_manifest_is_a_finding(exported, tmp_path, content):
     folder = shutil.copytree(exported, tmp_path / "out")
     (folder / MANIFEST_FILE).write_text(content if isinstance(content, str) else json.dumps(content))
     assert "manifest" in kinds(folder)
@@ -242,7 +242,7 @@ def test_a_folder_of_any_name_is_exported_or_refused(tiny_model, place, name, ca
     assert not list(place.glob("RUN")) and not list(place.glob("*.partial"))
 
 
-def test_findings_hold_nothing_that_a_terminal_obeys(exported, tmp_path):
+def test_findings_contain_no_terminal_escapes(exported, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "out")
     (folder / os.fsdecode(b"x\x1b[2J\n\xff.py")).write_text("")
     (finding,) = check_model(folder, "vllm")

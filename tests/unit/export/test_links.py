@@ -1,4 +1,6 @@
-"""Links in folders of others: none leads a reader or an export out of the folder, and no output is written through one."""
+"""Links in untrusted folders never lead a reader or an export out of the folder, and outputs are never written through
+one.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,7 @@ def secret(tmp_path) -> Path:
     return path
 
 
-# every way to lead out of a folder: (folder, secret) -> the name that has to be told
+# every way to lead out of a folder: (folder, secret) -> the name in the error
 
 
 def plain(folder: Path, secret: Path) -> str:
@@ -108,7 +110,7 @@ def of_the_weights(folder: Path, secret: Path) -> str:
 
 
 def not_of_a_cache(folder: Path, secret: Path) -> str:
-    """A folder that looks like a cache, whose blobs are a link."""
+    """A folder that looks like a cache, but whose blobs folder is a link."""
     cache = folder.parent / "models--a--b"
     (cache / "snapshots").mkdir(parents=True)
     shutil.move(folder, cache / "snapshots" / "rev")
@@ -125,7 +127,7 @@ WAYS = [
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-def test_a_link_out_of_a_model_is_told_by_name(model, secret, tmp_path, way):
+def test_a_link_out_of_a_model_is_named(model, secret, tmp_path, way):
     name = way(model, secret)
     for read in (lambda: find_model_folder(str(model), with_weights=True), lambda: load_tokenizer(str(model))):
         with pytest.raises(ModelError) as error:
@@ -136,7 +138,7 @@ def test_a_link_out_of_a_model_is_told_by_name(model, secret, tmp_path, way):
     assert not (tmp_path / "out").exists()
 
 
-def test_every_command_refuses_it(model, tiny_model, secret, tmp_path):
+def test_every_command_refuses_links_out_of_a_model(model, tiny_model, secret, tmp_path):
     adapter = make_adapter(model, tmp_path / "adapter")
     plain(model, secret)
     plain(adapter, secret)
@@ -154,7 +156,7 @@ def test_every_command_refuses_it(model, tiny_model, secret, tmp_path):
         assert not (tmp_path / "out").exists()
 
 
-def test_links_inside_and_a_linked_folder_are_fine(model, tmp_path):
+def test_links_inside_a_folder_and_a_linked_folder_are_accepted(model, tmp_path):
     shutil.move(model / "model.safetensors", model / "weights.bin.old")
     (model / "model.safetensors").symlink_to("weights.bin.old")
     (model / "sub").mkdir()
@@ -168,7 +170,7 @@ def test_links_inside_and_a_linked_folder_are_fine(model, tmp_path):
     assert copied.samefile(model / "weights.bin.old") and not copied.is_symlink()
 
 
-def test_hidden_files_are_not_read_and_not_refused(model, secret):
+def test_hidden_files_are_ignored(model, secret):
     (model / ".cache").mkdir()
     (model / ".cache" / "x").symlink_to(secret)
     check_links(model)
@@ -176,7 +178,7 @@ def test_hidden_files_are_not_read_and_not_refused(model, secret):
 
 
 def in_a_cache(model: Path, place: Path) -> Path:
-    """As huggingface_hub keeps a model."""
+    """A model as huggingface_hub stores it."""
     snapshot, blobs = place / "models--some--model/snapshots/0a1b", place / "models--some--model/blobs"
     blobs.mkdir(parents=True)
     for number, path in enumerate(sorted(path for path in model.rglob("*") if path.is_file())):
@@ -187,7 +189,7 @@ def in_a_cache(model: Path, place: Path) -> Path:
     return snapshot
 
 
-def test_a_cache_is_followed_inside_of_itself(model, secret, tmp_path):
+def test_links_inside_a_cache_are_followed(model, secret, tmp_path):
     snapshot = in_a_cache(model, tmp_path / "hub")
     assert load_tokenizer(str(snapshot)).vocab_size == load_tokenizer(str(model)).vocab_size
     export(ExportRequest("hf", str(snapshot), tmp_path / "hf"))
@@ -203,7 +205,7 @@ def test_a_cache_is_followed_inside_of_itself(model, secret, tmp_path):
         find_model_folder(str(snapshot), with_weights=True)
 
 
-def test_a_folder_of_our_own_links_leads_to_its_sources_alone(model, secret, tmp_path):
+def test_a_folder_of_links_made_by_oarlock_leads_only_to_its_sources(model, secret, tmp_path):
     adapter = make_adapter(model, tmp_path / "adapter")
     (adapter / "chat_template.jinja").write_text("{{ messages }}")
     shutil.copy(model / "tokenizer.json", adapter)
@@ -215,7 +217,7 @@ def test_a_folder_of_our_own_links_leads_to_its_sources_alone(model, secret, tmp
         check_links(folder)
 
 
-def test_what_changes_after_the_check_is_not_followed(model, secret, tmp_path):
+def test_links_created_after_the_check_are_not_followed(model, secret, tmp_path):
     (model / "vocab.txt").write_text("fine")
     check_links(model)
     (model / "vocab.txt").unlink()
@@ -254,7 +256,7 @@ def test_a_checkpoint_with_a_link_out_of_it_is_not_used(secret, tmp_path, capsys
     assert "checkpoint-4 is skipped: " in capsys.readouterr().out
 
 
-def test_consolidation_takes_what_the_manifest_lists(secret, tmp_path):
+def test_consolidation_reads_only_files_of_the_manifest(secret, tmp_path):
     folder = make_checkpoint(tmp_path / "checkpoint-4")
     for name in ("notes.txt", "id_rsa", "tokenizer.model"):
         (folder / name).write_text(SECRET)
@@ -266,7 +268,7 @@ def test_consolidation_takes_what_the_manifest_lists(secret, tmp_path):
 # outputs
 
 
-def test_names_for_the_time_of_writing_are_not_written_through(model, tmp_path, secret):
+def test_temporary_names_that_are_links_are_not_followed(model, tmp_path, secret):
     (tmp_path / ".out.partial").symlink_to(secret.parent)
     with pytest.raises(ModelError, match=r"\.out\.partial is in the way"):
         convert(model, tmp_path / "out", "hf", ConvertOptions(proof=False))
@@ -279,7 +281,7 @@ def test_names_for_the_time_of_writing_are_not_written_through(model, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_link_of_another_user_is_no_place_for_an_output(tmp_path, monkeypatch):
+def test_a_link_of_another_user_is_refused_as_output(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "empty")
     assert is_vacant(tmp_path / "out")
@@ -287,7 +289,7 @@ def test_a_link_of_another_user_is_no_place_for_an_output(tmp_path, monkeypatch)
     assert not is_vacant(tmp_path / "out")
 
 
-def test_an_output_inside_of_the_input_holds_no_part_of_itself(model):
+def test_an_output_inside_the_input_does_not_contain_itself(model):
     convert(model, model / "hf", "hf", ConvertOptions(proof=False))
     export_triton(model, {}, model / "served")
     assert not (model / "served/oarlock/1/model/hf").exists()

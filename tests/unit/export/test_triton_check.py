@@ -1,4 +1,4 @@
-"""A Triton repository broken in one way: the checker finds that, and only that."""
+"""For a Triton repository broken in one way, the checker finds exactly that fault."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def repository(tmp_path) -> Path:
     return folder
 
 
-def test_nothing_is_found_in_a_good_repository(repository):
+def test_a_valid_repository_has_no_findings(repository):
     assert guess_server(repository) == "triton" and check_folder(repository, "triton") == []
 
 
@@ -68,7 +68,7 @@ def test_nothing_is_found_in_a_good_repository(repository):
         ("max_batch_size: 0", "#" * (1 << 18), "pbtxt", "too large"),
     ],
 )
-def test_configurations(repository, old, new, kind, says):
+def test_broken_configurations_are_found(repository, old, new, kind, says):
     assert old in CONFIG
     (repository / "chat" / "config.pbtxt").write_text(CONFIG.replace(old, new))
     (finding,) = check_folder(repository, "triton")
@@ -116,7 +116,7 @@ def lose_requirements(folder: Path) -> None:
         (lose_requirements, "requirements"),
     ],
 )
-def test_files(repository, way, kind):
+def test_missing_and_unexpected_files_are_found(repository, way, kind):
     way(repository)
     assert [finding.kind for finding in check_folder(repository, "triton")] == [kind]
 
@@ -136,7 +136,7 @@ def test_without_tritonclient_the_rest_is_checked(repository, monkeypatch, capsy
     assert capsys.readouterr().out.count("pip install 'oarlock[serve]'") == 1
 
 
-def test_code_that_is_not_of_this_version_is_found(tiny_model, tmp_path):
+def test_code_of_another_version_is_found(tiny_model, tmp_path):
     from oarlock.export.manifest import MANIFEST_FILE, write_manifest
     from oarlock.export.triton import export_triton
 
@@ -147,12 +147,12 @@ def test_code_that_is_not_of_this_version_is_found(tiny_model, tmp_path):
     (library / "errors.py").write_text((library / "errors.py").read_text() + "import os\n")
     (finding,) = check_folder(folder, "triton")
     assert finding.kind == "code" and finding.place == "oarlock_infer/1/lib/oarlock/errors.py"
-    write_manifest(folder, target="triton")  # it lies beside the code, so it proves nothing
+    write_manifest(folder, target="triton")  # it is in the code folder, so it proves nothing
     assert [finding.kind for finding in check_folder(folder, "triton", hashes=True)] == ["code"]
     shutil.copy(Path(errors.__file__), library / "errors.py")
     for name, content, kind in (
         ("oarlock/1/model.py", MODEL, "code"),
-        ("oarlock/1/lib/paddle.py", "", "foreign"),  # found before the package of that name
+        ("oarlock/1/lib/paddle.py", "", "foreign"),  # shadows the package of that name
         ("oarlock/2/model.py", "import os", "foreign"),
         ("oarlock/1/model/modeling.py", "", "foreign"),
         ("start.sh", "", "foreign"),

@@ -1,4 +1,4 @@
-"""JSON of others: what is refused, in which words, and that everything else is what the json module reads."""
+"""Untrusted JSON: what is refused and with which message; everything else is read as by the json module."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ VALUES = st.recursive(
 
 
 @given(VALUES, st.sampled_from([None, 0, 2]), st.booleans())
-def test_everything_that_json_holds_is_read(value, indent, ascii_only):
+def test_every_json_value_is_read(value, indent, ascii_only):
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
     assert parse_json(text, "x.json") == value == parse_json(b"\xef\xbb\xbf" + text.encode(), "x.json")
 
 
 @given(st.text() | st.text(alphabet='[]{}",:\\u0d8tfn-1eE. \n'))
-def test_any_text_is_read_or_refused_as_json_does(text):
+def test_any_text_is_read_or_refused_as_by_the_json_module(text):
     try:
         found = parse_json(text, "x.json")
     except OarlockError as error:
@@ -65,7 +65,7 @@ def test_any_text_is_read_or_refused_as_json_does(text):
 
 
 @given(VALUES)
-def test_every_field_has_its_line(value):
+def test_every_field_has_a_line_number(value):
     text = json.dumps(value, indent=1)
     lines = text.split("\n")
     for place, line in fields_with_lines(text):
@@ -102,23 +102,23 @@ def test_every_field_has_its_line(value):
         ("{'a': 1}", ":1: not valid JSON: Expecting property name enclosed in double quotes (column 2)"),
     ],
 )
-def test_what_is_refused_is_named_with_its_line(text, reason):
+def test_refusals_give_the_line(text, reason):
     with pytest.raises(DataError) as caught:
         parse_json(text, "x.json", error=DataError)
     assert reason.lower() in str(caught.value).lower()
     assert str(caught.value).startswith("x.json:")
 
 
-def test_brackets_in_strings_are_no_levels():
+def test_brackets_in_strings_do_not_count_as_nesting():
     text = json.dumps({"a" * 3: ['[[{"' * 5000, "\\", '\\"[' * 100]})
     assert parse_json(text, "x.json") == json.loads(text)
 
 
-def test_a_character_of_two_halves_is_whole():
+def test_a_surrogate_pair_is_one_character():
     assert parse_json('"\\ud83d\\ude00"', "x.json") == "😀"
 
 
-def test_too_many_parts_are_refused_before_they_are_built():
+def test_too_many_values_are_refused_before_allocation():
     with pytest.raises(ModelError, match="more than 100 objects and lists"):
         parse_json("[" + "{}," * 100 + "1]", "x.json", containers=100)
 
@@ -139,7 +139,7 @@ def test_too_many_parts_are_refused_before_they_are_built():
         ('{"tie": null, "scale": null}', " (and 1 more fields)"),
     ],
 )
-def test_a_schema_says_what_is_right(text, reason):
+def test_schema_errors_state_what_is_expected(text, reason):
     with pytest.raises(ModelError) as caught:
         parse_json(text, "x.json", Model)
     assert reason in str(caught.value)
@@ -157,7 +157,7 @@ def test_a_schema_says_what_is_right(text, reason):
         ("{" + ",".join(f'"k{i}": 1' for i in range(100_000)) + ', "k7": 1}', ":1: field 'k7' appears twice"),
     ],
 )
-def test_files_with_nothing_right_cost_little(text, reason):
+def test_invalid_files_are_refused_cheaply(text, reason):
     class Many(TypedDict, total=False):
         layers: list[Layer]
         sizes: dict[str, Annotated[int, Ge(0)]]
@@ -192,8 +192,8 @@ def test_plain_types(tmp_path):
         read_json(tmp_path / "a.json", dict[str, Any])
 
 
-def test_files_that_are_none(tmp_path):
-    """None of them is waited for, and none is taken for a missing one."""
+def test_paths_that_are_not_regular_files_are_refused(tmp_path):
+    """The reader never waits for them, and never reports them as missing."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "nowhere").symlink_to("missing")
     (tmp_path / "circle").symlink_to("circle")
@@ -224,5 +224,5 @@ def test_a_file_is_read_up_to_its_limit(tmp_path):
     assert read_bytes(tmp_path / "a.json", limit=100) == b"x" * 100
     with pytest.raises(ModelError, match="100 bytes is too large for a recipe"):
         read_bytes(tmp_path / "a.json", limit=99, what="recipe")
-    with pytest.raises(ModelError, match="too large"):  # its size is 0, what comes out of it is not
+    with pytest.raises(ModelError, match="too large"):  # its size is 0, its content is not
         read_bytes(Path("/proc/self/status"), limit=50)

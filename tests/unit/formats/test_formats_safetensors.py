@@ -1,4 +1,4 @@
-"""Headers of safetensors files: read as the safetensors library reads them, and what it refuses is refused by name."""
+"""Headers of safetensors files are read as by the safetensors library; invalid ones are refused by name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)) -> dict:
     return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
 
 
-def test_of_a_file_that_the_library_wrote(tmp_path):
+def test_a_header_written_by_the_library_is_read(tmp_path):
     tensors = {"a": np.zeros((2, 3), "f4"), "empty": np.zeros((0, 3), "f2"), "b": np.ones((), "i8")}
     path = tmp_path / "x.safetensors"
     path.write_bytes(save(tensors, {"format": "np"}))
@@ -51,8 +51,8 @@ def test_of_a_file_that_the_library_wrote(tmp_path):
 @given(
     st.lists(st.tuples(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(0, 5), max_size=3)), max_size=5), st.data()
 )
-def test_it_takes_what_the_library_takes(tensors, data):
-    """Entries that follow one another, some of them bent: both read it or both refuse it."""
+def test_the_reader_accepts_what_the_library_accepts(tensors, data):
+    """Contiguous entries, some of them altered: both accept them or both refuse them."""
     entries, at = {}, 0
     for i, (dtype, shape) in enumerate(tensors):
         size = -(-int(np.prod(shape)) * DTYPES[dtype] // 8)
@@ -111,7 +111,7 @@ def test_any_bytes_are_read_or_refused(text, data):
         (file_of({"__metadata__": {"a": 1}}, 0), "__metadata__ of the header must be an object of strings"),
     ],
 )
-def test_what_is_refused_is_named(content, reason, tmp_path):
+def test_refusals_name_the_field(content, reason, tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
     if reason is None:

@@ -1,4 +1,4 @@
-"""YAML of others: what is refused, with its line, and that the rest is what PyYAML reads."""
+"""Untrusted YAML: what is refused, with its line; everything else is read as by PyYAML."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEXTS = st.text() | st.text(alphabet="ab:-? []{}&*!|>'\"\n\t#%@,~<=.0123456789T\
 
 
 @given(VALUES)
-def test_what_pyyaml_writes_is_read_as_it_reads_it(value):
+def test_pyyaml_output_is_read_as_by_pyyaml(value):
     text = yaml.safe_dump(value, allow_unicode=True)
     node = compose_text(text, "x.yaml")
     assert node is not None
@@ -31,7 +31,7 @@ def test_what_pyyaml_writes_is_read_as_it_reads_it(value):
 
 
 @given(TEXTS)
-def test_any_text_is_read_or_refused_in_a_sentence(text):
+def test_any_text_is_read_or_refused_in_one_sentence(text):
     try:
         node = compose_text(text, "x.yaml")
         value_of(node, "x.yaml") if node is not None else None
@@ -84,7 +84,7 @@ def nested(levels: int) -> str:
         ("- x\n" * 25_000, ": more than 20,000 values"),
     ],
 )
-def test_what_is_refused_is_named_with_its_line(text, reason):
+def test_refusals_give_the_line(text, reason):
     with pytest.raises(ConfigError) as caught:
         node = compose_text(text, "x.yaml")
         value_of(node, "x.yaml") if node is not None else None
@@ -93,7 +93,7 @@ def test_what_is_refused_is_named_with_its_line(text, reason):
     assert "\n" not in str(caught.value)
 
 
-def test_aliases_merges_and_dates_that_are_right():
+def test_valid_aliases_merges_and_dates():
     node = compose_text(
         "a: &m {x: 1, y: [2]}\nb: {<<: *m, x: 3}\nc: *m\nd: 2024-02-29\ne: 2001-12-14t21:59:43Z\nf: =\n", "x"
     )
@@ -108,7 +108,7 @@ def test_aliases_merges_and_dates_that_are_right():
     }
 
 
-def test_texts_that_belong_together_share_a_budget():
+def test_included_texts_share_a_budget():
     content = b"\xef\xbb\xbfa: [1, 2, 3]\n"
     budget = Budget(nodes=14)
     for _ in range(2):

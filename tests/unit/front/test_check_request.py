@@ -1,4 +1,4 @@
-"""What Triton is asked, and what it never sees: requests of every shape, in bytes and in typed contents."""
+"""Which requests reach Triton and which never do: requests of every shape, as bytes and as typed contents."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ LIMITS = limits()
 INT, FLOAT = np.array([3], "<i4").tobytes(), np.array([0.5], "<f4").tobytes()
 
 
-def refused(request, words, error=RequestRefused):
+def expect_refusal(request, words, error=RequestRefused):
     with pytest.raises(error) as caught:
         check_infer_request(request, LIMITS)
     assert words in str(caught.value), caught.value
 
 
-def changed(change, **tensors):
+def change_request(change, **tensors):
     request = question(**tensors)
     change(request)
     return request
 
 
-def test_what_is_let_through():
+def test_valid_requests_pass():
     for request in (
         question(),
         question("oarlock", stream=("BOOL", [1], b"\1"), max_tokens=("INT32", [1], INT)),
@@ -59,10 +59,10 @@ def test_what_is_let_through():
 @pytest.mark.parametrize(
     "shape", [[2**62], [2**31, 2**31], [2**63 - 1], [-1], [-(2**63)], [], [1, 1], [2], [0], [1] * 70_000]
 )
-def test_shapes_that_end_triton(shape):
-    refused(question(max_tokens=("INT32", shape, INT)), "max_tokens: shape ")
+def test_shapes_that_crash_triton_are_refused(shape):
+    expect_refusal(question(max_tokens=("INT32", shape, INT)), "max_tokens: shape ")
     if shape not in ([2], [0]):
-        refused(question(stop_token_ids=("INT32", shape, INT)), "stop_token_ids: ")
+        expect_refusal(question(stop_token_ids=("INT32", shape, INT)), "stop_token_ids: ")
 
 
 @pytest.mark.parametrize(
@@ -92,43 +92,45 @@ def test_shapes_that_end_triton(shape):
         (question("oarlock_json", b"{"), "IN: not JSON"),
         (question("oarlock_json", b'{"text": "x", "topp": 9}'), "topp must be above 0"),
         (question("oarlock_json", b'{"text": "x", "temperature": 1e999}'), "temperature must be a finite number"),
-        (changed(lambda r: setattr(r, "model_version", "-1")), "model_version '-1'"),
-        (changed(lambda r: setattr(r, "id", "a\nb")), "id: at most"),
-        (changed(lambda r: r.MergeFrom(question())), "input 'text_input' is given twice"),
-        (changed(lambda r: r.raw_input_contents.append(b"x")), "2 contents of 1 inputs"),
-        (changed(lambda r: r.raw_input_contents.pop()), "malformed: shape [1] has 1 elements, got 0"),
-        (changed(lambda r: r.inputs[0].contents.bytes_contents.append(b"x")), "contents as well as raw_input_contents"),
-        (changed(lambda r: r.outputs.add(name="nobody")), "there is no output 'nobody'"),
-        (changed(lambda r: [r.outputs.add(name="token_ids") for _ in "ab"]), "output 'token_ids' is asked for twice"),
-        (changed(lambda r: r.outputs.add(name="token_ids").parameters["classification"]), "can't be given here"),
-        (changed(lambda r: r.inputs[0].parameters["shared_memory_region"]), "'shared_memory_region' can't be given here"),
-        (changed(lambda r: r.parameters["priority"]), "parameter priority: it must be int64 or uint64"),
+        (change_request(lambda r: setattr(r, "model_version", "-1")), "model_version '-1'"),
+        (change_request(lambda r: setattr(r, "id", "a\nb")), "id: at most"),
+        (change_request(lambda r: r.MergeFrom(question())), "input 'text_input' is given twice"),
+        (change_request(lambda r: r.raw_input_contents.append(b"x")), "2 contents of 1 inputs"),
+        (change_request(lambda r: r.raw_input_contents.pop()), "malformed: shape [1] has 1 elements, got 0"),
+        (change_request(lambda r: r.inputs[0].contents.bytes_contents.append(b"x")), "contents as well as raw_input_contents"),
+        (change_request(lambda r: r.outputs.add(name="nobody")), "there is no output 'nobody'"),
+        (change_request(lambda r: [r.outputs.add(name="token_ids") for _ in "ab"]), "output 'token_ids' is asked for twice"),
+        (change_request(lambda r: r.outputs.add(name="token_ids").parameters["classification"]), "can't be given here"),
+        (change_request(lambda r: r.inputs[0].parameters["shared_memory_region"]), "'shared_memory_region' can't be given here"),
+        (change_request(lambda r: r.parameters["priority"]), "parameter priority: it must be int64 or uint64"),
     ],
 )  # fmt: skip
-def test_what_is_refused(request_, words):
-    refused(request_, words)
+def test_refusals(request_, words):
+    expect_refusal(request_, words)
 
 
-def test_parameters_that_are_for_inside_alone():
+def test_internal_parameters_are_refused():
     for name in (CANCEL, RELAYED, DEFAULT_TOKENS, "binary_data_output", "xla"):
         request = question("oarlock")
         request.parameters[name].string_param = "x"
-        refused(request, f"there is no parameter {name!r}")
-    refused(service_pb2.ModelInferRequest(model_name="nobody"), "unknown model: 'nobody' is not found", UnknownModel)
+        expect_refusal(request, f"there is no parameter {name!r}")
+    expect_refusal(
+        service_pb2.ModelInferRequest(model_name="nobody"), "unknown model: 'nobody' is not found", UnknownModel
+    )
 
 
 def test_typed_contents():
     request = service_pb2.ModelInferRequest(model_name="oarlock_infer")
     tensor = request.inputs.add(name="input_ids", datatype="INT32", shape=[2**20])
     tensor.contents.int_contents[:] = [1]
-    refused(request, "input_ids: shape [1048576], it must be [n]")
+    expect_refusal(request, "input_ids: shape [1048576], it must be [n]")
     tensor.shape[:] = [7]
-    refused(request, "malformed: shape [7] has 7 elements, got 1")
+    expect_refusal(request, "malformed: shape [7] has 7 elements, got 1")
     tensor.contents.fp32_contents[:] = [1.0]
-    refused(request, "input_ids: fp32_contents for INT32; it must be int_contents")
+    expect_refusal(request, "input_ids: fp32_contents for INT32; it must be int_contents")
 
 
-def test_a_model_of_somebody_elses():
+def test_a_custom_model_is_checked_by_its_configuration():
     """Its own configuration is what counts; values are its own business."""
     config = ModelConfig(name="m", backend="onnxruntime", max_batch_size=4)
     config.input.add(name="x", data_type=11, dims=[-1, 3])
@@ -159,8 +161,8 @@ KINDS = {"BYTES": "", "INT32": "<i4", "INT64": "<i8", "FP32": "<f4", "BOOL": "|b
 
 
 @st.composite
-def wild(draw):
-    """Mostly right: so that what is let through is looked at too."""
+def draw_request(draw):
+    """Mostly valid requests, so that accepted ones are tested too."""
     request = service_pb2.ModelInferRequest(model_name=draw(st.sampled_from(["oarlock", "oarlock_infer"])))
     for name in draw(st.lists(st.sampled_from(sorted(INPUTS)), min_size=1, max_size=4, unique=True)):
         is_list, right = INPUTS[name].is_list, INPUTS[name].datatype.replace("STRING", "BYTES")
@@ -178,9 +180,9 @@ def wild(draw):
     return request
 
 
-@given(wild())
+@given(draw_request())
 @settings(max_examples=400, deadline=None)
-def test_what_passes_has_the_bytes_that_its_shape_says(request):
+def test_passed_requests_have_as_many_bytes_as_their_shape(request):
     try:
         check_infer_request(request, LIMITS)
     except RequestRefused as error:
@@ -205,7 +207,7 @@ def test_what_passes_has_the_bytes_that_its_shape_says(request):
         ('[{"role": "user", "content": "x", "name": ' + "[" * 70 + "]" * 70 + "}]", "64 levels|name|deep"),
     ],
 )
-def test_json_inside_a_text_is_read_strictly(text, words):
+def test_json_inside_a_text_is_parsed_strictly(text, words):
     content = text.encode()
     request = service_pb2.ModelInferRequest(model_name="oarlock_infer")
     request.inputs.add(name="messages", datatype="BYTES", shape=[1])

@@ -1,4 +1,4 @@
-"""The metrics port: Triton's text through its Unix socket, the front's own beside it, and nothing else."""
+"""The metrics port returns Triton's text, fetched through its Unix socket, and that of the front, and nothing else."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def client_of(path, counts=None, restarts=None):
     return TestClient(make_metrics_app(path, counts))
 
 
-def test_both_are_there(triton, tmp_path):
+def test_metrics_of_triton_and_the_front_are_served(triton, tmp_path):
     counts = FrontCounts()
     counts.add_request("grpc", "ModelInfer", "OK")
     counts.add_refusal("grpc", "size")
@@ -58,15 +58,15 @@ def test_both_are_there(triton, tmp_path):
     assert away.status_code == 200 and "oarlock_triton_up 0\n" in away.text and "nv_x" not in away.text
 
 
-def test_nothing_else_is_there(triton):
+def test_no_other_path_is_served(triton):
     client = client_of(triton)
     assert client.get("/").status_code == client.get("/metrics/x").status_code == client.get("/v2").status_code == 404
     assert client.post("/metrics").status_code == 405
     assert client.head("/metrics").content == b""
 
 
-def test_routes_are_few():
-    """Whatever clients ask for, the metrics do not grow by it."""
+def test_unknown_paths_add_no_metrics():
+    """The number of metrics does not depend on the paths that clients request."""
     assert name_route("/v2/models/anything/infer") == "/v2/models/NAME/infer"
     assert name_route("/v2/models/x/versions/7/generate_stream") == "/v2/models/NAME/generate_stream"
     assert name_route("/v2/models/x") == "/v2/models/NAME" and name_route("/v1/models/x") == "/v1/models/NAME"

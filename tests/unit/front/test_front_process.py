@@ -1,4 +1,4 @@
-"""The front as a process of its own, with no Triton behind it: what it is told, its ports, keys, encryption and end."""
+"""The front as a separate process without Triton: its updates, ports, keys, encryption and exit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from oarlock.serve.config import FrontConfig, ServeConfig, TritonConfig
 from oarlock.serve.front.start import front_mark, start_front, tell_front
 from oarlock.serve.supervision.listening import Listening
 
-GUARD_S = 120  # against a test that hangs; nothing is decided by it
+GUARD_S = 120  # only guards against hanging
 
 
 def configure(run, drain_seconds, **front):
@@ -73,7 +73,7 @@ def infer(front, key):
     return refused.value.code()
 
 
-def test_all_ports_are_encrypted_and_ask_for_the_key(front):
+def test_all_ports_are_encrypted_and_require_the_key(front):
     for port, path in (("openai", "/v1/models"), ("rest", "/v2")):
         assert get(front, port, path, "").status_code == get(front, port, path, "other").status_code == 401
         away = get(front, port, path)
@@ -86,13 +86,13 @@ def test_all_ports_are_encrypted_and_ask_for_the_key(front):
         httpx.get(f"http://localhost:{front[1].openai_port}/v1/models")
 
 
-def test_nothing_of_it_is_in_arguments_or_environment(front):
+def test_arguments_and_environment_contain_no_secret(front):
     process = front[0]
     for name in ("cmdline", "environ"):
         assert b"first" not in Path(f"/proc/{process.pid}/{name}").read_bytes()
 
 
-def test_it_is_told_while_it_runs(front):
+def test_the_front_accepts_updates_while_it_runs(front):
     process = front[0]
     tell_front(process, {"keys": ["second"], "restarts": {"triton": 7}})
     wait_until(lambda: get(front, "openai", "/v1/models", "second").status_code == 503)
@@ -104,8 +104,8 @@ def test_it_is_told_while_it_runs(front):
     assert get(front, "openai", "/v1/models", "second").status_code == 503 and process.poll() is None
 
 
-def test_it_ends_when_it_is_told_to(front):
-    """A connection and a stream without a request are not waited for."""
+def test_the_front_stops_on_request(front):
+    """It does not wait for idle connections and streams."""
     process, config, certificate = front
     credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
     with grpc.secure_channel(f"localhost:{config.grpc_port}", credentials) as channel:
@@ -115,7 +115,7 @@ def test_it_ends_when_it_is_told_to(front):
     assert process.stdout.read() == ""
 
 
-def test_it_ends_with_the_first_process(tmp_path):
+def test_the_front_stops_with_the_first_process(tmp_path):
     config = configure(tmp_path, drain_seconds=1)
     listening = Listening(config.front)
     process = start_front(config, (), listening.descriptors)

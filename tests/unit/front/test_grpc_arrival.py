@@ -1,4 +1,4 @@
-"""How requests arrive at the gRPC port: too long, in part, too slowly, or not at all."""
+"""How requests arrive at the gRPC port: too long, incomplete, too slowly, or not at all."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import re
 import grpc
 import pytest
 
-from grpc_calls import failure, run, texts
+from grpc_calls import expect_failure, read_texts, run
 from oarlock.serve.front.grpc import gate
 from oarlock.serve.front.grpc.http2_frames import PREFACE, make_frame
 from scripted_triton import front_of_triton, question
 
 
-def test_a_message_is_refused_by_its_length(tmp_path):
-    """And before the rest of it is sent; the connection is good for others."""
+def test_a_message_is_refused_for_its_length(tmp_path):
+    """Before the rest of it is sent; the connection can be used for other calls."""
 
     async def work():
         async with front_of_triton(tmp_path) as (stub, _, counts, channel):
             infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
             waiting = stub.ModelStreamInfer()
             for size in (120_000, 5 << 20, 40 << 20):
-                code, words = await failure(infer(bytes(size)))
+                code, words = await expect_failure(infer(bytes(size)))
                 assert code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than the 100,000 bytes" in words
             call = stub.ModelStreamInfer()
             await call.write(question("oarlock", b"a"))
-            assert texts([await call.read()]) == ["a0"]
+            assert read_texts([await call.read()]) == ["a0"]
             with contextlib.suppress(asyncio.InvalidStateError):  # it may have ended already
                 await call.write(question("oarlock", bytes(5 << 20)))
             with pytest.raises(grpc.aio.AioRpcError, match=r"larger than the 100,000 bytes"):
-                while await call.read() is not grpc.aio.EOF:  # what was asked before is answered
+                while await call.read() is not grpc.aio.EOF:  # earlier requests are answered
                     pass
             await stub.ModelInfer(question(text=b"x" * 99_990))
             assert 'refused_total{door="grpc",reason="size"} 4' in counts.to_text(True)
@@ -41,7 +41,7 @@ def test_a_message_is_refused_by_its_length(tmp_path):
 
 
 async def connected(channel, name):
-    """A connection of its own, and the beginning of a call on it, by hand."""
+    """A raw connection, and the beginning of a call on it."""
     host, _, port = channel.address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     path = f"/inference.GRPCInferenceService/{name}".encode()
@@ -52,11 +52,11 @@ async def connected(channel, name):
     return reader, writer
 
 
-def test_a_long_message_is_refused_when_it_has_just_begun(tmp_path):
+def test_a_long_message_is_refused_at_its_start(tmp_path):
     async def work():
         async with front_of_triton(tmp_path) as (_, triton, _, channel):
             reader, writer = await connected(channel, "ModelInfer")
-            writer.write(make_frame(0, 0, 1, b"\0\x7f\xff\xff\xff"))  # 2 GiB, of which nothing comes
+            writer.write(make_frame(0, 0, 1, b"\0\x7f\xff\xff\xff"))  # 2 GiB, of which nothing is sent
             while True:
                 head = await reader.readexactly(9)
                 await reader.readexactly(int.from_bytes(head[:3], "big"))
@@ -68,7 +68,7 @@ def test_a_long_message_is_refused_when_it_has_just_begun(tmp_path):
     run(work())
 
 
-def test_a_message_that_stops_in_the_middle_ends_its_connection(tmp_path, monkeypatch):
+def test_an_incomplete_message_closes_its_connection(tmp_path, monkeypatch):
     monkeypatch.setattr(gate, "_POLL_SECONDS", 0.05)
     monkeypatch.setattr(gate, "_BEGIN_SECONDS", 0.3)
 
@@ -88,8 +88,8 @@ def test_a_message_that_stops_in_the_middle_ends_its_connection(tmp_path, monkey
     run(work())
 
 
-def test_a_flood_of_pings_ends_its_connection(tmp_path):
-    """The server would keep an answer to each for as long as nobody reads them."""
+def test_a_ping_flood_closes_its_connection(tmp_path):
+    """The server would keep a reply to each ping for as long as the client does not read."""
 
     async def work():
         async with front_of_triton(tmp_path) as (stub, _, _, channel):
@@ -104,8 +104,8 @@ def test_a_flood_of_pings_ends_its_connection(tmp_path):
     run(work())
 
 
-def test_a_request_that_does_not_arrive(tmp_path):
-    """Of a call, and of a connection that sends no HTTP/2 to the end."""
+def test_a_request_that_never_completes_times_out(tmp_path):
+    """An incomplete call, and a connection with incomplete HTTP/2."""
 
     async def work():
         async with front_of_triton(tmp_path, body_seconds=0.2) as (stub, _, _, channel):
@@ -115,7 +115,7 @@ def test_a_request_that_does_not_arrive(tmp_path):
             idle = stub.ModelStreamInfer()  # a stream may wait for its next request
             await asyncio.sleep(0.5)
             await idle.write(question("oarlock", b"a"))
-            assert texts([await idle.read()]) == ["a0"]
+            assert read_texts([await idle.read()]) == ["a0"]
             idle.cancel()
             port = int(re.search(r"\d+$", channel.address)[0])
             reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -1,4 +1,4 @@
-"""Requests as OpenAI's clients write them, before a model sees them: what is absent, and what is refused in which words."""
+"""Requests as OpenAI clients write them: what counts as omitted, and the error messages of refusals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from openai.types import completion_create_params
 from openai.types.chat import ChatCompletionMessage
 from openai.types.chat import completion_create_params as chat_create_params
 
-from support.openai_app import HI, TOOLS, Recorder, chat, complete, open_app
+from support.openai_app import HI, TOOLS, Recorder, ask_chat, complete, open_app
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +23,11 @@ def api():
 def test_every_optional_field_may_be_null(api):
     names = set(get_type_hints(chat_create_params.CompletionCreateParamsStreaming)) - {"messages", "model"}
     assert len(names) > 30
-    asked = chat(api, **dict.fromkeys(names))
+    asked = ask_chat(api, **dict.fromkeys(names))
     assert asked == {"messages": json.dumps(HI), "temperature": 1.0}
     names = set(get_type_hints(completion_create_params.CompletionCreateParamsStreaming)) - {"prompt", "model"}
     assert complete(api, **dict.fromkeys(names)) == {"text_input": "hi", "temperature": 1.0}
-    assert chat(api, a_field_of_tomorrow=None)["messages"]
+    assert ask_chat(api, a_field_of_tomorrow=None)["messages"]
 
 
 def test_empty_defaults_are_absent(api):
@@ -36,9 +36,9 @@ def test_empty_defaults_are_absent(api):
     off = {"logprobs": False, "top_logprobs": 0, "store": False, "stream": False, "n": 1, "tool_choice": "auto",
            "function_call": "none", "parallel_tool_calls": True, "response_format": {"type": "text"}, "top_k": -1,
            "service_tier": "auto", "modalities": ["text"], "verbosity": "medium", "stream_options": {"include_usage": None}}  # fmt: skip
-    assert chat(api, **empty)["temperature"] == 1.0 and "stop" not in chat(api, **empty)
-    assert chat(api, **off) == {"messages": json.dumps(HI), "temperature": 1.0, "top_k": 0}
-    assert chat(api, stop="")["messages"] and "stop" not in chat(api, stop="")
+    assert ask_chat(api, **empty)["temperature"] == 1.0 and "stop" not in ask_chat(api, **empty)
+    assert ask_chat(api, **off) == {"messages": json.dumps(HI), "temperature": 1.0, "top_k": 0}
+    assert ask_chat(api, stop="")["messages"] and "stop" not in ask_chat(api, stop="")
     off = {"echo": False, "best_of": 1, "logprobs": None, "suffix": "", "logit_bias": {}, "stop": []}
     assert complete(api, **off) == {"text_input": "hi", "temperature": 1.0}
     assert "best_of" not in complete(api, best_of=2, n=2) and complete(api, best_of=2)["param"] == "best_of"
@@ -53,13 +53,13 @@ def test_empty_defaults_are_absent(api):
         {"tool_calls": [], "name": None},
     ],
 )
-def test_an_answer_is_sent_back_as_it_came(api, extra):
+def test_an_answer_can_be_sent_back_as_history(api, extra):
     back = ChatCompletionMessage.model_validate({"role": "assistant", "content": "ho", **extra})
-    asked = chat(api, messages=[*HI, back.model_dump(), {"role": "user", "content": "again"}])
+    asked = ask_chat(api, messages=[*HI, back.model_dump(), {"role": "user", "content": "again"}])
     assert json.loads(asked["messages"])[1] == {"role": "assistant", "content": "ho"}
 
 
-def test_what_this_server_answers_goes_back_through_the_client(api):
+def test_answers_of_this_server_pass_through_the_openai_client(api):
     client = openai.OpenAI(base_url="http://testserver/v1", api_key="none", http_client=api, max_retries=0)
     said = client.chat.completions.create(model="oarlock", messages=HI).choices[0].message
     Recorder.asked.clear()
@@ -143,8 +143,8 @@ def test_what_this_server_answers_goes_back_through_the_client(api):
     ],
     ids=str,
 )  # fmt: skip
-def test_what_is_refused_is_named(api, fields, param, words):
-    error = chat(api, **fields)
+def test_refusals_name_the_field(api, fields, param, words):
+    error = ask_chat(api, **fields)
     assert error["param"] == param and words in error["message"], error
 
 
@@ -167,6 +167,6 @@ def test_what_is_refused_is_named(api, fields, param, words):
     ],
     ids=str,
 )
-def test_what_is_refused_of_a_completion_is_named(api, fields, param, words):
+def test_refusals_of_a_completion_name_the_field(api, fields, param, words):
     error = complete(api, **fields)
     assert error["param"] == param and words in error["message"], error

@@ -1,4 +1,4 @@
-"""The front's REST: what Triton is asked by a request, and what comes of its answers."""
+"""The REST port: the Triton request made from each HTTP request, and the response made from its answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from front_ports import OPTIONS
 from oarlock.serve.front.rest.routes import make_rest_app
 from oarlock.serve.triton.client import TritonFailure
-from scripted_upstream import GENERATE, INFER, ONE, STREAM, answer, asked_values, response
+from scripted_upstream import GENERATE, INFER, ONE, STREAM, answer, read_inputs, response
 
 
 def test_generate(ask_rest, upstream):
@@ -21,15 +21,15 @@ def test_generate(ask_rest, upstream):
     # As Triton writes it: no spaces, names in order, a list of one as its element.
     assert got.text == '{"completion_tokens":2,"finish_reason":"stop","model_name":"oarlock","model_version":"1","prompt_tokens":3,"text_output":"ho","token_ids":[5,6]}'  # fmt: skip
     (request,) = upstream.asked
-    assert asked_values(request) == {"text_input": ["hi"], "max_tokens": [4], "temperature": [0], "stop": ["a", "b"], "stop_token_ids": [], "seed": [-(2**63)], "chat": [True]}  # fmt: skip
+    assert read_inputs(request) == {"text_input": ["hi"], "max_tokens": [4], "temperature": [0], "stop": ["a", "b"], "stop_token_ids": [], "seed": [-(2**63)], "chat": [True]}  # fmt: skip
     assert request.model_name == "oarlock" and request.parameters["oarlock_relayed"].string_param
 
 
-def test_generate_reads_parameters_and_an_id(ask_rest, upstream):
+def test_generate_accepts_parameters_and_an_id(ask_rest, upstream):
     upstream.script = [response(id="r-7", text_output="é\n\u2028", token_ids=[5])]
     got = ask_rest(GENERATE, {"text_input": "hi", "id": "r-7", "parameters": {"max_tokens": 4, "stop": "x"}})
     assert got.json() == {"id": "r-7", "model_name": "oarlock", "model_version": "1", "text_output": "é\n\u2028", "token_ids": 5}  # fmt: skip
-    assert asked_values(upstream.asked[0]) == {"text_input": ["hi"], "max_tokens": [4], "stop": ["x"]}
+    assert read_inputs(upstream.asked[0]) == {"text_input": ["hi"], "max_tokens": [4], "stop": ["x"]}
     assert upstream.asked[0].id == "r-7"
 
 
@@ -40,14 +40,14 @@ def test_generate_of_every_model(ask_rest, upstream):
         assert (upstream.asked[-1].model_name, upstream.asked[-1].model_version) == (name, "1")
 
 
-def test_generate_takes_one_response(ask_rest, upstream):
+def test_generate_expects_one_response(ask_rest, upstream):
     for script in ([], [answer(), answer()]):
         upstream.script = script
         got = ask_rest(GENERATE, {"text_input": "hi"})
         assert got.status_code == 400 and "exactly 1 response" in got.json()["error"]
 
 
-def test_events(ask_rest, upstream):
+def test_generate_stream_sends_events(ask_rest, upstream):
     upstream.script = [answer("h", [5], ""), answer("o", [6], "length")]
     got = ask_rest(STREAM, {"text_input": "hi", "stream": True})
     assert got.status_code == 200 and got.headers["content-type"] == "text/event-stream; charset=utf-8"
@@ -57,7 +57,7 @@ def test_events(ask_rest, upstream):
 
 
 def test_errors_of_a_stream(ask_rest, upstream):
-    """The first event decides the status, as with Triton; afterwards an event says it."""
+    """The first event decides the status, as with Triton; later errors are events."""
     for failure, code in (("INVALID_ARG: top_k", 400), ("UNAVAILABLE: 40 requests wait", 503), ("INTERNAL: x", 500),
                           ("CANCELLED: the request was cancelled", 503),
                           (TritonFailure(grpc.StatusCode.UNAVAILABLE, "being started"), 503)):  # fmt: skip
@@ -101,7 +101,7 @@ def test_errors_of_a_stream(ask_rest, upstream):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("path", [GENERATE, STREAM])
-def test_what_generate_refuses(ask_rest, upstream, path, given, words):
+def test_generate_refuses_invalid_requests(ask_rest, upstream, path, given, words):
     got = ask_rest(path, given)
     assert got.status_code == 400 and words in got.json()["error"], got.text
     assert not upstream.asked
@@ -114,7 +114,7 @@ def test_what_generate_refuses(ask_rest, upstream, path, given, words):
      b'{"text_input": "x", "stop": ' + b"[" * 60 + b"]" * 60 + b"}", "{}".encode("utf-16")],
 )  # fmt: skip
 @pytest.mark.parametrize("path", [GENERATE, INFER])
-def test_what_is_no_json(ask_rest, upstream, path, body):
+def test_invalid_json_is_refused(ask_rest, upstream, path, body):
     got = ask_rest(path, body)
     assert got.status_code == 400 and got.json()["error"] and not upstream.asked
 
@@ -125,15 +125,15 @@ def test_what_is_no_json(ask_rest, upstream, path, body):
      b"{" + b'"a": 1, ' * 12_000 + b'"a": 1}', b'{"a": [' + b"{}," * 30_000 + b"{}]}", b'{"stop": [' + b'"a",' * 24_000 + b'"a"]}'],
     ids=lambda body: body[:16].decode(),
 )  # fmt: skip
-def test_large_bodies_cost_little(ask_rest, upstream, body):
-    """In processor time, a hundredth of what is allowed here."""
-    ask_rest(GENERATE, {"text_input": "hi"})  # what is imported first
+def test_large_bodies_are_cheap(ask_rest, upstream, body):
+    """A hundredth of the largest body must take little processor time."""
+    ask_rest(GENERATE, {"text_input": "hi"})  # first imports
     start = time.process_time()
     assert ask_rest(GENERATE, body).status_code == 400
     assert time.process_time() - start < 2 and len(upstream.asked) == 1
 
 
-def test_what_is_told_of_server_and_models(ask_rest):
+def test_server_and_model_metadata(ask_rest):
     assert ask_rest("/v2").json() == {
         "name": "triton",
         "version": "2.51.0",
@@ -155,7 +155,7 @@ def test_what_is_told_of_server_and_models(ask_rest):
         assert stats["inference_count"] == 5 and stats["inference_stats"]["success"] == {"count": 5, "ns": 7}
 
 
-def test_other_addresses(ask_rest, upstream):
+def test_unknown_paths_are_refused(ask_rest, upstream):
     for path in ("/", "/v1", "/v2/", "/v2/health", "/v2/repository/index", "/v2/repository/models/oarlock/load", "/v2/systemsharedmemory/status",
                  "/v2/systemsharedmemory/region/x/register", "/v2/cudasharedmemory/status", "/v2/trace/setting", "/v2/models/oarlock/trace/setting",
                  "/v2/logging", "/v2/models", "/v2/models/oarlock/versions/x", "/v2/models/oarlock/infer/", "/v2/models/../repository/index",
@@ -173,13 +173,13 @@ def test_other_addresses(ask_rest, upstream):
     assert not upstream.asked
 
 
-def test_other_methods(ask_rest):
+def test_unknown_methods_are_refused(ask_rest):
     for path, method in ((GENERATE, "GET"), (INFER, "GET"), (STREAM, "HEAD"), ("/v2", "POST"), ("/v2/health/ready", "POST"), ("/v2/models/oarlock", "POST")):  # fmt: skip
         got = ask_rest(path, method=method)
         assert got.status_code == 405 and got.headers["allow"] in ("GET", "POST")
 
 
-def test_while_triton_is_away(ask_rest, upstream):
+def test_requests_while_triton_is_down(ask_rest, upstream):
     upstream.is_away = True
     for path, given in ((GENERATE, {"text_input": "x"}), (STREAM, {"text_input": "x"}), (INFER, {"inputs": [ONE]}), ("/v2", None), ("/v2/health/ready", None), ("/v2/models/oarlock", None)):  # fmt: skip
         got = ask_rest(path, given)
@@ -192,7 +192,7 @@ def test_while_triton_is_away(ask_rest, upstream):
     [(GENERATE, {"text_input": "x"}, []), (STREAM, {"text_input": "x"}, []), (INFER, {"inputs": [ONE]}, []),
      (STREAM, {"text_input": "x"}, [answer("h", [5], "")])],
 )  # fmt: skip
-def test_a_client_that_goes_away_ends_its_request(upstream, path, given, after):
+def test_a_disconnected_client_cancels_its_rest_request(upstream, path, given, after):
     upstream.script = [*after, ...]
     app = make_rest_app(OPTIONS, upstream)
     body = json.dumps(given).encode()

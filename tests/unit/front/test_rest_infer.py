@@ -1,4 +1,4 @@
-"""REST's infer: tensors as JSON and in binary form, and what it refuses."""
+"""infer over REST: tensors as JSON and in binary form, and refusals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 
-from scripted_upstream import GENERATE, INFER, ONE, answer, asked_values
+from scripted_upstream import GENERATE, INFER, ONE, answer, read_inputs
 
 
 def test_infer(ask_rest, upstream):
@@ -28,15 +28,15 @@ def test_infer(ask_rest, upstream):
         '{"name":"completion_tokens","datatype":"INT32","shape":[1],"data":[2]}]}'
     )
     (request,) = upstream.asked
-    assert asked_values(request) == {"input_ids": [1, 2, 3, 4], "temperature": [0.5], "stop": ["a", "é"]}
+    assert read_inputs(request) == {"input_ids": [1, 2, 3, 4], "temperature": [0.5], "stop": ["a", "é"]}
     assert request.id == "7" and not request.parameters
 
 
 @pytest.mark.parametrize("binary_in", [False, True])
 @pytest.mark.parametrize("outputs", [None, {"text_output": True, "token_ids": False}, {"token_ids": False}])
 @pytest.mark.parametrize("encoding", [None, "gzip", "deflate"])
-def test_infer_as_tritonclient_asks(ask_rest, upstream, binary_in, outputs, encoding):
-    """With its own writer and reader of bodies."""
+def test_infer_with_tritonclient(ask_rest, upstream, binary_in, outputs, encoding):
+    """Bodies are written and read by tritonclient."""
     made = [triton.InferInput("text_input", [1], "BYTES"), triton.InferInput("max_tokens", [1], "INT32")]
     made[0].set_data_from_numpy(np.array(["hé".encode()], object), binary_data=binary_in)
     made[1].set_data_from_numpy(np.array([4], np.int32), binary_data=True)
@@ -55,7 +55,7 @@ def test_infer_as_tritonclient_asks(ask_rest, upstream, binary_in, outputs, enco
     assert result.as_numpy("text_output").tolist() == [b"ho" if is_binary else "ho"] and result.as_numpy(
         "token_ids"
     ).tolist() == [5, 6]
-    assert asked_values(upstream.asked[0]) == {"text_input": ["hé"], "max_tokens": [4]}
+    assert read_inputs(upstream.asked[0]) == {"text_input": ["hé"], "max_tokens": [4]}
     assert (told is None) == (outputs == {"token_ids": False}) and upstream.asked[0].id == "9"
 
 
@@ -103,13 +103,13 @@ IDS = {"name": "input_ids", "datatype": "INT32", "shape": [1], "data": [1]}
         ({"inputs": [ONE, {"name": "temperature", "datatype": "FP32", "shape": [1], "data": [1e39]}]}, "temperature"),
     ],
 )  # fmt: skip
-def test_what_infer_refuses(ask_rest, upstream, given, words):
+def test_infer_refuses_invalid_requests(ask_rest, upstream, given, words):
     got = ask_rest(INFER, given)
     assert got.status_code == 400 and words in got.json()["error"], got.text
     assert not upstream.asked
 
 
-def test_binary_tensors_of_wrong_sizes(ask_rest, upstream):
+def test_binary_tensors_of_wrong_size_are_refused(ask_rest, upstream):
     def body(size, tail):
         head = json.dumps({"inputs": [{"name": "input_ids", "datatype": "INT32", "shape": [1], "parameters": {"binary_data_size": size}}]}).encode()  # fmt: skip
         return head + tail, len(head)
@@ -127,8 +127,8 @@ def test_binary_tensors_of_wrong_sizes(ask_rest, upstream):
     assert ask_rest(INFER, content, Inference_Header_Content_Length=str(length)).status_code == 200
 
 
-def test_bodies_that_unpack_to_more(ask_rest, upstream):
-    """A bomb is never unpacked: 1 GB of zeros in a body of 1 MB."""
+def test_compressed_bodies_are_bounded(ask_rest, upstream):
+    """A compression bomb is never unpacked: 1 GB of zeros in a body of 1 MB."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(64)) + packer.flush()
     import tracemalloc
@@ -143,6 +143,6 @@ def test_bodies_that_unpack_to_more(ask_rest, upstream):
     assert not upstream.asked
 
 
-def test_infer_of_a_model_that_streams(ask_rest):
+def test_infer_of_a_streaming_model(ask_rest):
     got = ask_rest("/v2/models/oarlock/infer", {"inputs": [ONE]})
     assert got.status_code == 501 and "decoupled" in got.json()["error"]

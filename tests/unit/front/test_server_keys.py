@@ -1,4 +1,4 @@
-"""API keys and the certificate of a server: what is taken, what is refused in which words, what is never said."""
+"""API keys and certificates of a server: what is accepted, the messages of refusals, and that keys are never printed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PRINTABLE = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size
 
 
 @given(st.lists(PRINTABLE, min_size=1, max_size=5, unique=True), st.binary(max_size=60))
-def test_known_keys_open_and_nothing_else(known, other):
+def test_only_known_keys_are_accepted(known, other):
     keys = Keys(known)
     for key in known:
         assert keys.accept(f"Bearer {key}") and keys.accept(b"bearer " + key.encode())
@@ -34,7 +34,7 @@ def test_known_keys_open_and_nothing_else(known, other):
     assert not any(len(key) > 3 and key in repr(keys) for key in known)
 
 
-def test_a_file_of_keys(tmp_path, capsys):
+def test_a_key_file_is_read(tmp_path, capsys):
     file = tmp_path / "keys"
     file.write_text("\ufeff# two of them\n one \n\ntwo\none\n", encoding="utf-8")
     file.chmod(0o600)
@@ -56,7 +56,7 @@ def test_a_file_of_keys(tmp_path, capsys):
         (b"secret\n" * 200_000, "at most 1,048,576"),
     ],
 )
-def test_files_without_usable_keys(tmp_path, content, words):
+def test_key_files_without_usable_keys_are_refused(tmp_path, content, words):
     file = tmp_path / "keys"
     file.write_bytes(content)
     with pytest.raises(ConfigError) as refused:
@@ -64,14 +64,14 @@ def test_files_without_usable_keys(tmp_path, content, words):
     assert words in str(refused.value) and "secret" not in str(refused.value)
 
 
-def test_what_is_no_file_of_keys(tmp_path):
+def test_files_that_are_not_key_files_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name in ("pipe", "missing", "."):
         with pytest.raises(ConfigError, match=r"--api-key-file|pipe|missing|folder|directory"):
             read_keys(tmp_path / name)
 
 
-def test_keys_of_the_environment_are_taken_out_of_it(monkeypatch):
+def test_keys_are_removed_from_the_environment(monkeypatch):
     monkeypatch.setenv(KEYS_VARIABLE, " one,two\nthree ")
     assert take_keys_of_environment() == ("one", "two", "three")
     assert KEYS_VARIABLE not in os.environ and take_keys_of_environment() == ()
@@ -80,7 +80,7 @@ def test_keys_of_the_environment_are_taken_out_of_it(monkeypatch):
         take_keys_of_environment()
 
 
-def test_the_front_gets_the_whole_configuration():
+def test_the_front_gets_the_full_configuration():
     engine, front = EngineConfig(max_batch=3), FrontConfig(openai_port=1, cors_origins=("https://a",))
     config = ServeConfig(
         engine, TritonConfig("repository", models=("m", "m_infer"), settings={"max_batch": 3}), front, 5

@@ -1,4 +1,4 @@
-"""Connections with TLS are counted from their first moment, and are given seconds for their encryption."""
+"""TLS connections are counted from the start and have seconds for the handshake."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Echo(asyncio.Protocol):
 
 
 @contextlib.asynccontextmanager
-async def served(folder, most, seconds):
+async def serve_tls(folder, most, seconds):
     """(port, what counts the handshakes, context of a client)"""
     certificate, key = make_certificate(folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -40,11 +40,11 @@ def run(work):
     asyncio.run(asyncio.wait_for(work, GUARD_S))
 
 
-def test_the_silent_are_counted_and_cut(tmp_path):
+def test_silent_connections_are_counted_and_closed(tmp_path):
     async def work():
-        async with served(tmp_path, most=3, seconds=0.5) as (port, handshakes, context):
+        async with serve_tls(tmp_path, most=3, seconds=0.5) as (port, handshakes, context):
             silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(8)]
-            for reader, _ in silent:  # five at once, three when their time is over
+            for reader, _ in silent:  # five at once, three after their time is up
                 with contextlib.suppress(ConnectionError):
                     assert await reader.read() == b""
             while handshakes.num_open:
@@ -57,9 +57,9 @@ def test_the_silent_are_counted_and_cut(tmp_path):
     run(work())
 
 
-def test_no_tls_at_all(tmp_path):
+def test_plain_connections_are_refused(tmp_path):
     async def work():
-        async with served(tmp_path, most=3, seconds=GUARD_S) as (port, handshakes, _):
+        async with serve_tls(tmp_path, most=3, seconds=GUARD_S) as (port, handshakes, _):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"GET / HTTP/1.1\r\n\r\n")
             with contextlib.suppress(ConnectionError):
@@ -71,11 +71,11 @@ def test_no_tls_at_all(tmp_path):
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_what_comes_with_the_end_of_the_handshake(tmp_path, version):
-    """One packet with a client's last word of the handshake and its request."""
+def test_data_in_the_last_handshake_packet_is_kept(tmp_path, version):
+    """One packet with the client's last handshake message and its request."""
 
     async def work():
-        async with served(tmp_path, most=3, seconds=GUARD_S) as (port, handshakes, context):
+        async with serve_tls(tmp_path, most=3, seconds=GUARD_S) as (port, handshakes, context):
             context.minimum_version = context.maximum_version = version
             incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
             tls = context.wrap_bio(incoming, outgoing, server_hostname="localhost")

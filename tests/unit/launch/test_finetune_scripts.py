@@ -1,4 +1,4 @@
-"""The fine-tuning scripts: the published commands, and variables over the recipes."""
+"""The fine-tuning scripts: published commands, and variables that override recipes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from helpers import ROOT
 from oarlock.config import FinetuneConfig, load_config
-from support.launch_scripts import parse_flags, printed_command, run_script
+from support.launch_scripts import parse_flags, parse_printed_command, run_script
 from support.published_commands import ADAPTER, COMMAND_2, COMMAND_5, PUBLISHED
 
 ENTRYPOINT = str(ROOT / "llm" / "finetune_generation.py")
@@ -28,8 +28,8 @@ SCRIPTS = {
 
 
 def dry_run(folder: Path, script: str, *words: str, **variables: str) -> tuple[Any, FinetuneConfig]:
-    """Flags of Paddle's launcher, or None without it, and the configuration (the recipes name the family)."""
-    found = printed_command(script, folder, *words, **variables)
+    """Flags of Paddle's launcher (None without it), and the configuration."""
+    found = parse_printed_command(script, folder, *words, **variables)
     assert found[:2] == [sys.executable, "-u"]
     position = found.index(ENTRYPOINT)
     launcher = found[2:position]
@@ -39,7 +39,7 @@ def dry_run(folder: Path, script: str, *words: str, **variables: str) -> tuple[A
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_it_is_the_published_command(tmp_path, script):
+def test_the_script_runs_the_published_command(tmp_path, script):
     published, gpus = SCRIPTS[script]
     launcher, config = dry_run(tmp_path, script)
     assert launcher == (gpus and {"gpus": gpus, "log_dir": "log"})
@@ -55,7 +55,7 @@ def test_a_named_script_is_three_lines(script):
 
 
 @pytest.mark.parametrize("script", ["finetune_lora.sh", "finetune_pp.sh"])
-def test_variables_and_flags_win_over_the_recipe(tmp_path, script):
+def test_variables_and_flags_override_the_recipe(tmp_path, script):
     launcher, config = dry_run(
         tmp_path, script, "--learning_rate=1e-5", "--seed", "7",
         MODEL="my models/it's", DATA="my data", OUTPUT="out put", GPUS="2,5", OVERWRITE="0", LOG_DIR="logs",
@@ -89,7 +89,7 @@ def test_wrong_recipes_are_named(tmp_path):
     assert result.returncode == 2 and "usage: bash scripts/finetune.sh RECIPE [FLAGS]" in result.stderr
 
 
-def test_on_the_cpu(tmp_path):
+def test_scripts_on_the_cpu(tmp_path):
     launcher, config = dry_run(tmp_path, "finetune_instruction.sh", DEVICE="cpu", MODEL="small")
     assert launcher["nproc_per_node"] == "4" and config.runtime.device == "cpu"
     assert "DEVICE=cpu needs MODEL=" in run_script("finetune_lora.sh", tmp_path, DEVICE="cpu").stderr

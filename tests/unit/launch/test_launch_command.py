@@ -1,4 +1,4 @@
-"""The command of `oarlock launch`: devices, nodes, degrees, and what is refused."""
+"""The command of `oarlock launch`: devices, nodes, degrees, and refusals."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(tmp_path, monkeypatch)
 
 
-def test_several_ranks_need_paddles_launcher(machine):
+def test_several_ranks_use_paddles_launcher(machine):
     assert machine.launcher(gpus="2", log_dir="logs") == {"gpus": "0,1", "log_dir": "logs"}
     assert machine.launcher() == {"gpus": "0,1,2,3,4,5,6,7", "log_dir": "log"}, "all that can be seen"
     assert machine.launcher(device="cpu", gpus="4,5,6") == {"nproc_per_node": "3", "log_dir": "log"}
@@ -76,12 +76,12 @@ def test_one_rank_needs_no_launcher(machine):
     assert launcher["nnodes"] == "2" and launcher["gpus"] == "0"
 
 
-def test_the_scripts_own_arguments_come_last_behind_its_recipe(machine):
+def test_script_arguments_follow_the_recipe(machine):
     words = machine.build("r.yaml", "--device", "mine", gpus="1").argv
     assert words[3:] == ["r.yaml", "--device", "gpu", "--device", "mine"]
 
 
-def test_gpus_are_those_that_can_be_seen(machine, monkeypatch):
+def test_visible_gpus_are_used(machine, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
     assert machine.launcher(gpus="2")["gpus"] == "4,5"
     assert machine.launcher(gpus="6,4")["gpus"] == "6,4"
@@ -151,12 +151,12 @@ def test_a_dry_run_prints_one_line_for_a_shell(machine, capfdbinary):
     assert line.startswith(sys.executable.encode()) and line.endswith(b"--x 'a b'\"'\"'$c' '\xff'\n")
 
 
-def test_a_script_that_is_not_there(machine):
+def test_a_missing_script_is_refused(machine):
     machine.script.unlink()
     assert f"there is no script {machine.script}" in machine.refused(gpus="1")
 
 
-def test_the_master_is_an_address(machine):
+def test_the_master_must_be_an_address(machine):
     several = {"nnodes": 2, "gpus": "8"}
     first = machine.launcher(**several, master="node1:29500", node_rank=0, log_dir="l")
     assert first == {
@@ -171,13 +171,13 @@ def test_the_master_is_an_address(machine):
     assert other["master"] == "elsewhere:29500"
 
 
-def test_names_are_resolved():
+def test_host_names_are_resolved():
     assert nodes.resolve_host("localhost") == "127.0.0.1"
     assert nodes.resolve_host("no-such-host.invalid") is None
     assert all(socket.inet_aton(a) for a in nodes.list_addresses() if ":" not in a)
 
 
-def test_nodes_on_a_cpu_ask_no_master(machine):
+def test_cpu_nodes_need_no_master(machine):
     for master in ("127.0.0.1:1234", "10.0.0.9:1234"):
         launcher = machine.launcher(device="cpu", gpus="2", nnodes=3, node_rank=1, master=master)
         expected = {"ips": "127.0.1.1,127.0.1.2,127.0.1.3", "start_port": "1234", "host": "127.0.1.2", "nnodes": "3"}
@@ -233,14 +233,14 @@ def test_a_requeued_job_resumes(machine, monkeypatch):
 
 
 def environment(machine: Machine, **options: Any) -> tuple[dict[str, str], bytes, Path]:
-    """The environment of ranks, and the secret that it names with its file."""
+    """The environment of the ranks, and the path and content of the secret file."""
     checked = LaunchOptions(**options)
     with make_environment(checked, build_command(checked, str(machine.script), [])) as found:
         file = Path(found.get("OARLOCK_LAUNCH_SECRET_FILE", "/nowhere"))
         return found, file.read_bytes() if file.exists() else b"", file
 
 
-def test_ranks_on_a_cpu_see_no_gpu_and_share_a_secret(machine, monkeypatch, tmp_path):
+def test_cpu_ranks_see_no_gpu_and_share_a_secret(machine, monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
@@ -252,7 +252,7 @@ def test_ranks_on_a_cpu_see_no_gpu_and_share_a_secret(machine, monkeypatch, tmp_
     assert not list((tmp_path / "temporary").iterdir())
 
 
-def test_who_gets_no_secret(machine, monkeypatch):
+def test_other_launches_get_no_secret(machine, monkeypatch):
     several = {"nnodes": 2, "master": "127.0.0.1:1", "node_rank": 0}
     for options in ({"device": "cpu", "gpus": "1"}, {"gpus": "2"}, {"device": "cpu", "gpus": "2", **several}):
         found, _, _ = environment(machine, **options)

@@ -1,4 +1,4 @@
-"""The scripts of pretraining, and what all launch scripts do with their variables."""
+"""The pretraining scripts, and how all launch scripts treat their variables."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pytest
 
 from helpers import ROOT
 from oarlock.config import PretrainConfig, load_config
-from support.launch_scripts import SCRIPTS, parse_flags, printed_command, run_script
+from support.launch_scripts import SCRIPTS, parse_flags, parse_printed_command, run_script
 
 ENTRYPOINT = str(ROOT / "llm" / "run_pretrain.py")
 PRETRAIN = ("run_trainer.sh", "run_trainer_tp4pp2.sh")
-# More words of a shell than a value may ever run.
+# Shell syntax that must never be executed.
 HOSTILE = (
     'it\'s $(touch RUN) "x"',
     "`touch RUN`; touch RUN\n&& touch RUN",
@@ -27,7 +27,7 @@ HOSTILE = (
     "a}b{a,b}~!x\\#",
 )
 
-# The published commands: with sharding stage 2, and the 4D one, which shares what was not published of it.
+# The published commands: with sharding stage 2, and the 4D one, which shares the values that were not published.
 SHARED = """
 --model_type llama --model_name_or_path facebook/llama-7b --tokenizer_name_or_path facebook/llama-7b
 --input_dir ./data --split 949,50,1 --max_seq_length 2048 --per_device_train_batch_size 1
@@ -46,14 +46,14 @@ TP4_PP2 = f"""{SHARED} --output_dir output/llama_4d --gradient_accumulation_step
 
 
 def split(words: list[str]) -> tuple[dict[str, str], PretrainConfig]:
-    """Flags of Paddle's launcher, and the configuration that the ranks get."""
+    """Flags of Paddle's launcher, and the configuration of the ranks."""
     assert words[:4] == [sys.executable, "-u", "-m", "paddle.distributed.launch"]
     position = words.index(ENTRYPOINT)
     return parse_flags(words[4:position]), load_config(PretrainConfig, words[position + 1 :]).config
 
 
 @pytest.mark.parametrize("path", [*sorted(SCRIPTS.glob("*.sh")), SCRIPTS / "launch.slurm"], ids=lambda path: path.name)
-def test_bash_can_read_it(path):
+def test_scripts_are_valid_bash(path):
     subprocess.run(["bash", "-n", str(path)], check=True)
     if path.name.startswith(("run_", "finetune", "pretrain")):
         assert os.access(path, os.X_OK)
@@ -66,8 +66,8 @@ def test_bash_can_read_it(path):
         ("run_trainer_tp4pp2.sh", TP4_PP2, "output/llama_4d_log"),
     ],
 )
-def test_on_8_gpus_it_is_the_published_command(tmp_path, script, published, log):
-    launcher, config = split(printed_command(script, tmp_path, CUDA_VISIBLE_DEVICES="0,1,2,3,4,5,6,7"))
+def test_on_8_gpus_the_script_runs_the_published_command(tmp_path, script, published, log):
+    launcher, config = split(parse_printed_command(script, tmp_path, CUDA_VISIBLE_DEVICES="0,1,2,3,4,5,6,7"))
     assert launcher == {"gpus": "0,1,2,3,4,5,6,7", "log_dir": log}
     expected = load_config(PretrainConfig, shlex.split(published)).config
     # The published commands name the model's own tokenizer, which is the default.
@@ -75,9 +75,9 @@ def test_on_8_gpus_it_is_the_published_command(tmp_path, script, published, log)
     assert config == dataclasses.replace(expected, model=model)
 
 
-def test_32_gpus_on_4_nodes_are_4d(tmp_path):
+def test_32_gpus_on_4_nodes_use_the_4d_plan(tmp_path):
     variables = {"NNODES": "4", "MASTER": "10.0.0.1:29500"}
-    launcher, config = split(printed_command("run_trainer_tp4pp2.sh", tmp_path, NODE_RANK="0", **variables))
+    launcher, config = split(parse_printed_command("run_trainer_tp4pp2.sh", tmp_path, NODE_RANK="0", **variables))
     assert launcher == {
         "gpus": "0,1,2,3,4,5,6,7", "nnodes": "4", "master": "10.0.0.1:29500", "rank": "0", "host": "10.0.0.1",
         "log_dir": "output/llama_4d_log/node-0",
@@ -85,7 +85,7 @@ def test_32_gpus_on_4_nodes_are_4d(tmp_path):
     expected = load_config(PretrainConfig, shlex.split(TP4_PP2)).config
     changed = {"sharding": "stage2", "sharding_parallel_degree": 2}
     assert config.parallel == dataclasses.replace(expected.parallel, **changed)
-    others = split(printed_command("run_trainer_tp4pp2.sh", tmp_path, NODE_RANK="3", **variables))
+    others = split(parse_printed_command("run_trainer_tp4pp2.sh", tmp_path, NODE_RANK="3", **variables))
     assert others[0]["rank"] == "3" and others[1] == config
 
 
@@ -96,14 +96,14 @@ def test_the_degrees_are_variables(tmp_path):
     parallel = split(shlex.split(result.stdout))[1].parallel
     assert (parallel.tensor_parallel_degree, parallel.pipeline_parallel_degree) == (2, 1)
     assert (parallel.sharding, parallel.sharding_parallel_degree) == ("stage1", 4)
-    own = split(printed_command("run_trainer.sh", tmp_path, TP="2"))[1]
+    own = split(parse_printed_command("run_trainer.sh", tmp_path, TP="2"))[1]
     assert own.parallel.tensor_parallel_degree == -1, "the published command has none"
 
 
 @pytest.mark.parametrize("script", PRETRAIN)
-def test_variables_and_flags_win_over_the_recipe(tmp_path, script):
+def test_variables_and_flags_override_the_recipe(tmp_path, script):
     launcher, config = split(
-        printed_command(
+        parse_printed_command(
             script, tmp_path, "--max_steps", "20", "--learning_rate=3e-4", "--no_do_eval", "--seed", "7",
             MODEL="my models/it's", TOKENIZER="tok", DATA="1 a 2 b", OUTPUT="out put", GPUS="2,5", TP="2", PP="1",
             MODEL_TYPE="qwen2", MAX_RESTART="3",
@@ -115,37 +115,37 @@ def test_variables_and_flags_win_over_the_recipe(tmp_path, script):
     assert config.data.input_dir == "1 a 2 b" and config.checkpoint.output_dir == "out put"
     assert config.schedule.max_steps == 20 and config.schedule.learning_rate == 3e-4 and config.runtime.seed == 7
     assert not config.evaluation.do_eval
-    own = split(printed_command(script, tmp_path, MODEL="m"))[1]
+    own = split(parse_printed_command(script, tmp_path, MODEL="m"))[1]
     assert own.model.tokenizer_name_or_path == "m"
 
 
 @pytest.mark.parametrize("script", PRETRAIN)
 def test_a_rehearsal_on_the_cpu(tmp_path, script):
     cpu = {"DEVICE": "cpu", "MODEL": "small", "GPUS": "8"}
-    launcher, config = split(printed_command(script, tmp_path, "--max_steps", "3", **cpu))
+    launcher, config = split(parse_printed_command(script, tmp_path, "--max_steps", "3", **cpu))
     assert launcher["nproc_per_node"] == "8" and "gpus" not in launcher
     assert config.runtime.device == "cpu" and config.schedule.max_steps == 3
     assert config.data.input_dir is None, "no ./data: the embedded text"
-    assert split(printed_command(script, tmp_path, **cpu, DATA="mine"))[1].data.input_dir == "mine"
-    assert split(printed_command(script, tmp_path, **cpu, DATA=""))[1].data.input_dir is None
+    assert split(parse_printed_command(script, tmp_path, **cpu, DATA="mine"))[1].data.input_dir == "mine"
+    assert split(parse_printed_command(script, tmp_path, **cpu, DATA=""))[1].data.input_dir is None
     (tmp_path / "data").mkdir()
-    assert split(printed_command(script, tmp_path, **cpu))[1].data.input_dir == "./data"
+    assert split(parse_printed_command(script, tmp_path, **cpu))[1].data.input_dir == "./data"
 
 
 def test_another_recipe_of_pretraining(tmp_path):
-    launcher, config = split(printed_command("pretrain.sh", tmp_path, "pretrain_70b", "--seed", "3"))
+    launcher, config = split(parse_printed_command("pretrain.sh", tmp_path, "pretrain_70b", "--seed", "3"))
     assert launcher["log_dir"] == "output/pretrain_log" and config.checkpoint.output_dir == "output/pretrain"
     assert config.parallel.tensor_parallel_degree == 8 and config.runtime.seed == 3
 
 
 @pytest.mark.parametrize("script", PRETRAIN)
-def test_without_a_gpu_the_command_for_the_cpu_is_told(tmp_path, script):
+def test_without_a_gpu_the_cpu_command_is_suggested(tmp_path, script):
     result = run_script(script, tmp_path)
     assert result.returncode == 2 and not result.stdout
     assert "no NVIDIA GPU here (CUDA_VISIBLE_DEVICES is empty)" in result.stderr
     (told,) = re.findall(rf"^  (DEVICE=cpu .* bash scripts/{script}) (.*)$", result.stderr, re.MULTILINE)
     variables = dict(word.split("=", 1) for word in told[0].split() if "=" in word)
-    config = split(printed_command(script, tmp_path, *told[1].split(), **variables))[1]
+    config = split(parse_printed_command(script, tmp_path, *told[1].split(), **variables))[1]
     assert config.runtime.device == "cpu" and config.schedule.max_steps == 5
 
 
@@ -168,16 +168,16 @@ def test_wrong_variables_are_named(tmp_path, variables, expected):
 
 @pytest.mark.parametrize("script", [*PRETRAIN, "finetune_lora.sh"])
 @pytest.mark.parametrize("value", HOSTILE)
-def test_values_are_handed_on_as_they_are(tmp_path, script, value):
+def test_values_are_passed_verbatim(tmp_path, script, value):
     names = ("MODEL", "DATA", "OUTPUT", "TOKENIZER", "LOG_DIR", "MODEL_TYPE")
-    words = printed_command(
+    words = parse_printed_command(
         script, tmp_path, "--note", value, DEVICE="cpu", GPUS="2", TP="1", PP="2", **dict.fromkeys(names, value)
     )
     assert words[-2:] == ["--note", value] and words.count(value) >= 4, words
     assert not list(tmp_path.rglob("RUN"))
 
 
-def test_the_python_is_the_repositorys_where_there_is_one(tmp_path):
+def test_the_python_of_the_repository_is_preferred(tmp_path):
     copied = tmp_path / "a copy"
     for folder in ("scripts", "configs"):
         shutil.copytree(ROOT / folder, copied / folder)
@@ -190,11 +190,11 @@ def test_the_python_is_the_repositorys_where_there_is_one(tmp_path):
         python.write_text(f'#!/bin/sh\necho "{python}"\n')
         python.chmod(0o755)
         assert run_script(script, tmp_path, PYTHON="", PATH=path).stdout.strip() == str(python)
-    assert printed_command(script, tmp_path, PYTHON=sys.executable)[0] == sys.executable
+    assert parse_printed_command(script, tmp_path, PYTHON=sys.executable)[0] == sys.executable
 
 
 def test_a_dry_run_starts_nothing(tmp_path):
-    printed_command("run_trainer.sh", tmp_path)
+    parse_printed_command("run_trainer.sh", tmp_path)
     assert not list(tmp_path.iterdir())
     result = run_script("run_trainer.sh", tmp_path, DRY_RUN="0")
     assert result.returncode == 2 and "no NVIDIA GPU" in result.stderr, "a run needs the GPUs"

@@ -1,4 +1,4 @@
-"""The supervisor of `oarlock launch` with real processes: restarts, exit codes, signals, and nothing left behind."""
+"""The supervisor of `oarlock launch` with real processes: restarts, exit codes, signals, no leftover processes."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from pathlib import Path
 
 import pytest
 
-from helpers import ROOT, heed_signals
+from helpers import ROOT, reset_signals
 from oarlock.launch.command import RESUME_FLAG, LaunchCommand
 from oarlock.launch.supervisor import Supervisor
-from support.launched import LAUNCHER, SUPERVISE, left_behind, names, starts, wait_until
+from support.launched import LAUNCHER, SUPERVISE, find_leftover_processes, list_names, read_starts, wait_until
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
-    for process in left_behind(tmp_path):
+    for process in find_leftover_processes(tmp_path):
         process.kill()
 
 
 @pytest.fixture
 def supervise(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a supervisor in a process of its own, as a terminal or Slurm does."""
+    """Start a supervisor in a separate process, as a terminal or Slurm does."""
     started = []
 
     def start(kind: str, *words: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, SUPERVISE, kind, *words], stderr=subprocess.PIPE, text=True, start_new_session=True,
-            preexec_fn=heed_signals,
+            preexec_fn=reset_signals,
         )  # fmt: skip
         started.append(process)
         return process
@@ -48,18 +48,18 @@ def supervise(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     ("codes", "max_restart", "expected", "num_starts"),
     [("0", 3, 0, 1), ("1", 0, 1, 1), ("1 247 0", 3, 0, 3), ("241", 2, 241, 3), ("2", 3, 2, 1)],
 )
-def test_failed_ranks_start_again(folder, capfd, codes, max_restart, expected, num_starts):
+def test_failed_ranks_are_restarted(folder, capfd, codes, max_restart, expected, num_starts):
     words = [sys.executable, LAUNCHER, str(folder), "2", *codes.split()]
     command = LaunchCommand(words, has_launcher=True, log_dir="logs", num_ranks=2, degrees=None)
     assert Supervisor(command, os.environ, max_restart).run() == expected
-    # To start anew a second time would delete the checkpoints.
-    assert [start[-1] == RESUME_FLAG for start in starts(folder)] == [i > 0 for i in range(num_starts)]
+    # Starting from scratch a second time would delete the checkpoints.
+    assert [start[-1] == RESUME_FLAG for start in read_starts(folder)] == [i > 0 for i in range(num_starts)]
     errors = capfd.readouterr().err
     assert errors.count("launch: the trainers ended with code") == num_starts - (expected == 0)
     assert errors.count("their output is in logs/workerlog.*") == (expected != 0)
 
 
-def test_a_rank_that_a_signal_ended_has_the_code_of_a_shell(capfd):
+def test_a_rank_killed_by_a_signal_has_the_exit_code_of_a_shell(capfd):
     words = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     command = LaunchCommand(words, has_launcher=False, log_dir="logs", num_ranks=1, degrees=None)
     assert Supervisor(command, os.environ, 0).run() == 137
@@ -69,13 +69,13 @@ def test_a_rank_that_a_signal_ended_has_the_code_of_a_shell(capfd):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_reach_the_ranks_and_not_the_launcher(folder, supervise, number):
     process = supervise("launcher", LAUNCHER, str(folder), "2")
-    wait_until(lambda: len(names(folder, "ready-*")) == 2, "two ranks")
+    wait_until(lambda: len(list_names(folder, "ready-*")) == 2, "two ranks")
     os.killpg(process.pid, number)  # as Ctrl-C in a terminal: to all processes of the group
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert "passing SIGTERM to 2 trainer(s)" in errors
-    assert [(folder / name).read_text() for name in names(folder, "saved-*")] == ["SIGTERM", "SIGTERM"]
-    assert len(starts(folder)) == 1 and not left_behind(folder)
+    assert [(folder / name).read_text() for name in list_names(folder, "saved-*")] == ["SIGTERM", "SIGTERM"]
+    assert len(read_starts(folder)) == 1 and not find_leftover_processes(folder)
 
 
 def test_a_second_ctrl_c_stops_the_ranks_without_saving(folder, supervise):
@@ -92,24 +92,24 @@ def test_a_second_ctrl_c_stops_the_ranks_without_saving(folder, supervise):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert "passing SIGTERM to 1 trainer(s)" in errors and "passing SIGINT to 1 trainer(s)" in errors
-    assert process.returncode != 0 and not left_behind(folder)
+    assert process.returncode != 0 and not find_leftover_processes(folder)
 
 
-def test_a_signal_before_there_are_ranks_ends_the_launch(folder, supervise):
+def test_a_signal_before_ranks_exist_ends_the_launch(folder, supervise):
     process = supervise("launcher", LAUNCHER, str(folder), "0")
     wait_until((folder / "ready-launcher").exists, "the launcher")
     process.terminate()
     process.communicate(timeout=60)
-    assert process.returncode == 143 and len(starts(folder)) == 1 and not left_behind(folder)
+    assert process.returncode == 143 and len(read_starts(folder)) == 1 and not find_leftover_processes(folder)
 
 
-def test_one_process_gets_the_signal_itself(folder, supervise):
-    """The code is its own, 1 for this one, and it is not started again."""
+def test_a_single_process_gets_the_signal_itself(folder, supervise):
+    """Its exit code is passed on (1 here), and it is not restarted."""
     process = supervise("alone", LAUNCHER, str(folder), "0")
     wait_until((folder / "ready-launcher").exists, "the process")
     process.terminate()
     _, errors = process.communicate(timeout=60)
-    assert "passing SIGTERM to 1 trainer(s)" in errors and process.returncode == 1 and len(starts(folder)) == 1
+    assert "passing SIGTERM to 1 trainer(s)" in errors and process.returncode == 1 and len(read_starts(folder)) == 1
 
 
 def test_an_ignored_signal_stays_ignored(folder, supervise):
@@ -117,17 +117,17 @@ def test_an_ignored_signal_stays_ignored(folder, supervise):
     words = [sys.executable, SUPERVISE, "launcher", LAUNCHER, str(folder), "2"]
     process = subprocess.Popen(["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *words])
     try:
-        wait_until(lambda: len(names(folder, "ready-*")) == 2, "two ranks")
+        wait_until(lambda: len(list_names(folder, "ready-*")) == 2, "two ranks")
         process.send_signal(signal.SIGHUP)
         time.sleep(0.2)
-        assert process.poll() is None and not names(folder, "saved-*")
+        assert process.poll() is None and not list_names(folder, "saved-*")
         process.terminate()
         assert process.wait(timeout=60) == 0
     finally:
         process.kill()
 
 
-def test_with_paddles_launcher_the_code_is_the_failed_ranks_and_nothing_is_left(folder):
+def test_paddles_launcher_returns_the_code_of_the_failed_rank_and_leaves_nothing(folder):
     """Rank 0 fails while rank 1 would run for minutes."""
     script = folder / "train.py"
     script.write_text("import os, sys, time\nif os.environ['PADDLE_TRAINER_ID'] == '0': sys.exit(7)\ntime.sleep(300)\n")
@@ -136,5 +136,5 @@ def test_with_paddles_launcher_the_code_is_the_failed_ranks_and_nothing_is_left(
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 7, result.stderr
     assert f"the trainers ended with code 7; their output is in {folder}/log/workerlog.*" in result.stderr
-    assert names(folder / "log", "workerlog.*") == ["workerlog.0", "workerlog.1"]
-    assert not left_behind(folder)
+    assert list_names(folder / "log", "workerlog.*") == ["workerlog.0", "workerlog.1"]
+    assert not find_leftover_processes(folder)

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of models."""
+"""Fixtures of the model tests."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def paddle_model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(paddle_model, tmp_path_factory) -> Path:
-    """In Hugging Face's layout; only ever read."""
+    """A model in Hugging Face's layout; read-only."""
     convert(paddle_model, output := tmp_path_factory.mktemp("hf") / "m", "hf", ConvertOptions(proof=False))
     return output
 
 
 @pytest.fixture
 def folder(model, tmp_path) -> Path:
-    """A copy to change."""
+    """A copy that a test may change."""
     return shutil.copytree(model, tmp_path / "m")

@@ -1,4 +1,4 @@
-"""Downloads from hubs that lie, break off and lead astray: whole and in the cache, or not at all."""
+"""Downloads from faulty or malicious hubs: complete and in the cache, or not at all."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ INDEX = "model.safetensors.index.json"
 
 
 class Hub:
-    """A store on loopback.
+    """A hub on loopback.
 
     Attributes:
         files: of the model some/model.
@@ -107,7 +107,7 @@ def names_in(tmp_path: Path) -> set[str]:
     return {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
 
 
-def test_a_model_comes_whole_and_once(hub, tmp_path):
+def test_a_model_is_downloaded_completely_and_once(hub, tmp_path):
     digest = hashlib.sha256(WEIGHTS).hexdigest()
     hub.about["model.safetensors"] = {"ETag": f'"{digest}"'}
     folder = find_model_folder("some/model", with_weights=True)
@@ -127,7 +127,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_an_index_names_weight_files_and_nothing_else(hub, tmp_path, name):
+def test_an_index_may_name_only_weight_files(hub, tmp_path, name):
     hub.files[INDEX] = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": name}}).encode()
     hub.files["model-1.safetensors"] = WEIGHTS
     with pytest.raises(ModelError, match="name of a file next to it"):
@@ -139,7 +139,7 @@ def test_an_index_names_weight_files_and_nothing_else(hub, tmp_path, name):
 @pytest.mark.parametrize(
     "content", [b"{", b"[]", b'{"weight_map": 3}', b'{"weight_map": {}}', b"[" * 5000, b'{"weight_map": {"a": 1}}']
 )
-def test_an_index_of_another_form_is_named(hub, content):
+def test_an_invalid_index_is_named(hub, content):
     hub.files[INDEX] = content
     with pytest.raises(ModelError, match=INDEX):
         find_model_folder("some/model", with_weights=True)
@@ -151,7 +151,7 @@ def test_an_index_of_too_many_files_is_refused(hub):
         find_model_folder("some/model", with_weights=True)
 
 
-def test_no_shard_comes_where_one_is_missing(hub, tmp_path):
+def test_no_shard_is_downloaded_if_one_is_missing(hub, tmp_path):
     hub.files[INDEX] = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}).encode()
     hub.files["model-1.safetensors"] = WEIGHTS
     with pytest.raises(ModelError, match=r"the hub has no model-2\.safetensors"):
@@ -160,7 +160,7 @@ def test_no_shard_comes_where_one_is_missing(hub, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../x", "a/..", "a/../b", "a b/c", "a/b\n", "http:/x", "a//b", "-x/y", "a" * 200])
-def test_names_of_models_lead_to_the_cache(hub, name):
+def test_model_names_resolve_to_the_cache(hub, name):
     with pytest.raises(ModelError, match=r"name on a hub|no such folder"):
         downloads.fetch(name, ["config.json"])
     with pytest.raises(ModelError):
@@ -168,10 +168,10 @@ def test_names_of_models_lead_to_the_cache(hub, name):
     assert not hub.asked
 
 
-# cuts
+# interruptions
 
 
-def test_a_cut_is_mended(hub, tmp_path):
+def test_an_interrupted_download_is_resumed(hub, tmp_path):
     hub.about["model.safetensors"] = {"ETag": f'"{hashlib.sha256(WEIGHTS).hexdigest()}"'}
     hub.cut = [300_000, 300_000]
     assert (find_model_folder("some/model", with_weights=True) / "model.safetensors").read_bytes() == WEIGHTS
@@ -182,7 +182,7 @@ def test_a_cut_is_mended(hub, tmp_path):
     ]
 
 
-def test_a_later_program_goes_on_where_one_was_cut(hub, tmp_path):
+def test_a_later_process_resumes_an_interrupted_download(hub, tmp_path):
     hub.cut = [500_000, *[0] * 20]
     with pytest.raises(ModelError, match="cut off 5 times"):
         find_model_folder("some/model", with_weights=True)
@@ -194,62 +194,62 @@ def test_a_later_program_goes_on_where_one_was_cut(hub, tmp_path):
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS and hub.asked[-1][2] == "bytes=500000-"
 
 
-# lies
+# false answers
 
 
-def fails(hub: Hub, tmp_path: Path, match: str) -> None:
+def expect_failure(hub: Hub, tmp_path: Path, match: str) -> None:
     with pytest.raises(ModelError, match=match):
         find_model_folder("some/model", with_weights=True)
     assert not (tmp_path / "cache/some/model/model.safetensors").exists()
 
 
-def test_a_wrong_checksum_is_found_and_nothing_kept(hub, tmp_path):
+def test_a_wrong_checksum_is_detected_and_nothing_is_kept(hub, tmp_path):
     hub.about["model.safetensors"] = {"ETag": f'"{"0" * 64}"'}
-    fails(hub, tmp_path, "damaged in transit: its sha256 is")
+    expect_failure(hub, tmp_path, "damaged in transit: its sha256 is")
     hub.about["model.safetensors"] = {"Content-MD5": "AAAAAAAAAAAAAAAAAAAAAA=="}
-    fails(hub, tmp_path, "damaged in transit: its md5 is")
+    expect_failure(hub, tmp_path, "damaged in transit: its md5 is")
     hub.about["model.safetensors"] = {"ETag": f'"{"0" * 32}"', "x-bce-request-id": "1"}
-    fails(hub, tmp_path, "damaged in transit: its md5 is")
+    expect_failure(hub, tmp_path, "damaged in transit: its md5 is")
     assert not list((tmp_path / "cache").rglob("*.incomplete"))
 
 
-def test_more_or_less_than_was_told_is_found(hub, tmp_path):
+def test_a_size_mismatch_is_detected(hub, tmp_path):
     hub.about["model.safetensors"] = {"Content-Length": str(len(WEIGHTS) + 5)}
-    fails(hub, tmp_path, "cut off 5 times")
+    expect_failure(hub, tmp_path, "cut off 5 times")
     hub.about["model.safetensors"] = {"Content-Length": "", "Connection": "close"}
-    fails(hub, tmp_path, "does not announce the file")
+    expect_failure(hub, tmp_path, "does not announce the file")
 
 
-def test_what_the_disk_can_not_hold_is_not_begun(hub, tmp_path, monkeypatch):
+def test_a_download_that_does_not_fit_the_disk_is_refused(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(http_download.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
-    fails(hub, tmp_path, r"0\.00 GB are free")
+    expect_failure(hub, tmp_path, r"0\.00 GB are free")
     assert not [name for method, name, _ in hub.asked if method == "GET"]
 
 
-def test_a_small_file_stays_small(hub):
+def test_small_files_have_a_size_limit(hub):
     hub.about["config.json"] = {"Content-Length": str(1 << 40)}
     with pytest.raises(ModelError, match="too large for such a file"):
         find_model_folder("some/model", with_weights=False)
 
 
 @pytest.mark.parametrize("place", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher://x/", "http://[x"])
-def test_a_redirection_leads_to_http_alone(hub, tmp_path, place):
+def test_redirects_to_other_schemes_are_refused(hub, tmp_path, place):
     hub.about["model.safetensors"] = {"Location": place}
-    fails(hub, tmp_path, r"only downloaded from http and https|can't be reached")
+    expect_failure(hub, tmp_path, r"only downloaded from http and https|can't be reached")
 
 
-def test_redirections_are_followed_and_counted(hub, tmp_path):
+def test_redirects_are_followed_up_to_a_limit(hub, tmp_path):
     hub.files["elsewhere"] = WEIGHTS
     hub.about["model.safetensors"] = {"Location": "elsewhere"}
     assert (find_model_folder("some/model", with_weights=True) / "model.safetensors").read_bytes() == WEIGHTS
     shutil.rmtree(tmp_path / "cache")
     hub.about["model.safetensors"] = {"Location": "model.safetensors"}
-    fails(hub, tmp_path, "redirected more than 5 times")
+    expect_failure(hub, tmp_path, "redirected more than 5 times")
 
 
-def test_a_link_in_place_of_a_half_file_is_not_written_through(hub, tmp_path):
+def test_a_link_in_place_of_a_partial_file_is_not_followed(hub, tmp_path):
     hub.cut = [10, *[0] * 20]
-    fails(hub, tmp_path, "cut off")
+    expect_failure(hub, tmp_path, "cut off")
     (half,) = (tmp_path / "cache").rglob("*.incomplete")
     half.unlink()
     (tmp_path / "victim").write_bytes(b"kept")
@@ -273,7 +273,7 @@ def test_a_plain_name_stays_in_its_folder(name):
 
 
 @pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "tokenizer.json", "vocab-größe.txt", "a b.json"])
-def test_names_as_people_give_them_are_plain(name):
+def test_common_model_names_are_plain_names(name):
     assert name_problem(name) == ""
 
 
@@ -290,7 +290,7 @@ def test_names_as_people_give_them_are_plain(name):
         ("hf://datasets/some/data-of-others@abc/x.jsonl", False),
     ],
 )
-def test_a_data_set_of_a_hub_has_files_of_its_own_alone(monkeypatch, file, fine):
+def test_a_hub_data_set_contains_only_its_own_files(monkeypatch, file, fine):
     import datasets
 
     prepared = []

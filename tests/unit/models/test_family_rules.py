@@ -1,4 +1,4 @@
-"""Which families can be split how, and the sizes of their models."""
+"""Which families support which kinds of parallelism, and the sizes of their models."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from oarlock.families.registry import FAMILIES
 # families
 
 
-def test_what_paddlenlp_can_split_is_what_the_table_says():
+def test_tensor_parallel_support_matches_paddlenlp():
     transformers = Path(importlib.util.find_spec("paddlenlp").origin).parent / "transformers"
     for family, support in FAMILIES.items():
+        if support.decoder is not None:
+            assert support.tensor_parallel and support.pipeline and support.sequence_parallel, family
+            continue
         source = (transformers / family / "modeling.py").read_text()
         assert support.tensor_parallel == ("ColumnParallelLinear(" in source and family != "opt"), (
             family
         )  # whose head is wrong
-        # Gemma reads it and fails (GemmaModel.forward, inputs_embeds.shape before the embedding is asked).
-        assert support.sequence_parallel == ("config.sequence_parallel" in source and family != "gemma"), family
+        assert support.sequence_parallel == ("config.sequence_parallel" in source), family
         assert support.pipeline == (transformers / family / "modeling_pp.py").exists(), family
 
 
@@ -39,7 +41,7 @@ def test_what_paddlenlp_can_split_is_what_the_table_says():
         ("OPT", {}, ModelSizes("opt", 24, 2048, 8192, 32, 32, 50272, tied=True)),
     ],
 )
-def test_sizes_are_read_from_every_familys_configuration(name, options, expected):
+def test_model_sizes_are_read_from_every_family(name, options, expected):
     import paddlenlp.transformers as families
 
     assert ModelSizes.from_config(getattr(families, f"{name}Config")(**options)) == expected

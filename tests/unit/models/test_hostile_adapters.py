@@ -1,4 +1,4 @@
-"""Adapters and generation settings that were made to harm, or damaged."""
+"""Hostile or damaged adapters and generation settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from oarlock.peft.open_adapter import open_adapter
         ({"do_sample": "__class__"}, "do_sample must be true or false"),
     ],
 )
-def test_generation_settings_are_typed(tmp_path, content, words):
+def test_generation_settings_are_type_checked(tmp_path, content, words):
     (tmp_path / "generation_config.json").write_text(json.dumps(content))
     with pytest.raises(ModelError, match=words):
         read_generation_config(tmp_path)
@@ -38,7 +38,7 @@ _SETTINGS = {"r": 2, "alpha": 4.0, "dropout": 0.0, "targets": ["q_proj"], "rslor
 _A = "llama.layers.0.self_attn.q_proj.lora_A"
 
 
-def adapter(
+def write_adapter(
     folder: Path, tensor: np.ndarray | None = None, settings: Any = None, base: Any = None, **fields: Any
 ) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,34 +70,34 @@ def adapter(
         ({"tensor": np.zeros(64, np.float32)}, r"is \[64\]"),
     ],
 )
-def test_adapters_made_to_harm_are_refused(tmp_path, arguments, words):
+def test_hostile_adapters_are_refused(tmp_path, arguments, words):
     with pytest.raises(ModelError, match=words) as error:
-        open_adapter(adapter(tmp_path / "a", **arguments))
+        open_adapter(write_adapter(tmp_path / "a", **arguments))
     assert str(tmp_path) in str(error.value)
 
 
-def test_values_of_an_adapter_that_are_no_numbers_are_named(tmp_path):
-    found = open_adapter(adapter(tmp_path / "a", np.full((32, 2), np.nan, np.float32)))
+def test_adapter_values_that_are_not_finite_are_named(tmp_path):
+    found = open_adapter(write_adapter(tmp_path / "a", np.full((32, 2), np.nan, np.float32)))
     with pytest.raises(ModelError, match="lora_A holds values that are not finite numbers"):
         found.value(_A, (32, 2))
 
 
-def test_an_adapter_opens_no_folder_and_no_hub_of_its_own_choice(folders, tmp_path, monkeypatch):
+def test_an_adapter_can_not_choose_folders_or_hubs(folders, tmp_path, monkeypatch):
     def never(*_: Any) -> None:
         raise AssertionError("a hub was asked")
 
     monkeypatch.setattr("oarlock.model_config.model_folder._download", never)
     elsewhere = str(folders.root / "llama")
     for name, mark in (("some/model", "0" * 64), ("gone", ""), ("", "unknown")):
-        found = open_adapter(adapter(tmp_path / "a", base={"name": name, "fingerprint": mark}))
+        found = open_adapter(write_adapter(tmp_path / "a", base={"name": name, "fingerprint": mark}))
         with pytest.raises(ModelError, match=r"nothing is downloaded because an adapter names it\. Name it"):
             find_base(found, "Name it")
     for name, mark in ((elsewhere, "unknown"), (elsewhere, ""), (f"../../{folders.root.name}/llama", "unknown")):
-        found = open_adapter(adapter(tmp_path / "a", base={"name": name, "fingerprint": mark}))
+        found = open_adapter(write_adapter(tmp_path / "a", base={"name": name, "fingerprint": mark}))
         with pytest.raises(ModelError, match=r"not opened because an adapter names it\. Name it"):
             find_base(found, "Name it")
-    found = open_adapter(adapter(tmp_path / "a", base={"name": elsewhere, "fingerprint": "0" * 64}))
-    assert find_base(found, "Name it") == Path(elsewhere)  # whoever loads it compares the fingerprint
+    found = open_adapter(write_adapter(tmp_path / "a", base={"name": elsewhere, "fingerprint": "0" * 64}))
+    assert find_base(found, "Name it") == Path(elsewhere)  # the loader compares the fingerprint
     with pytest.raises((ModelError, ConfigError), match="not the base of this adapter"):
         from oarlock.models.load_finetuned import load_finetuned
 

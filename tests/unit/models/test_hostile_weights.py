@@ -1,4 +1,4 @@
-"""Weight files that were made to harm, or damaged."""
+"""Hostile or damaged weight files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from oarlock.weights.weight_folder import WeightFolder
 from support.family_folders import build
 
 
-def rewritten(folder: Path, change: Any) -> Path:
-    """A folder whose header was changed; the data stay."""
+def rewrite_header(folder: Path, change: Any) -> Path:
+    """A folder with a changed header and the same data."""
     path = folder / "model.safetensors"
     data = path.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
@@ -35,7 +35,7 @@ def rewritten(folder: Path, change: Any) -> Path:
 _EMBEDDING = "llama.embed_tokens.weight"
 
 
-def _shift(header: dict[str, Any], by: int) -> None:
+def _shift_offsets(header: dict[str, Any], by: int) -> None:
     begin, end = header[_EMBEDDING]["data_offsets"]
     header[_EMBEDDING]["data_offsets"] = [begin + by, end + by]
 
@@ -43,7 +43,7 @@ def _shift(header: dict[str, Any], by: int) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda h: _shift(h, -4), "tensor|overlaps|bytes"),
+        (lambda h: _shift_offsets(h, -4), "tensor|overlaps|bytes"),
         (lambda h: h[_EMBEDDING].update(data_offsets=[-4, 0]), "data_offsets must be .begin, end."),
         (lambda h: h[_EMBEDDING].update(shape=[512, 33]), "F32 of shape"),
         (lambda h: h[_EMBEDDING].update(shape=[2**62, 2**62]), "its shape must be"),
@@ -56,13 +56,13 @@ def _shift(header: dict[str, Any], by: int) -> None:
         (lambda h: h.update({"extra.weight": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}), "extra.weight"),
     ],
 )
-def test_headers_that_lie_are_refused(folders, tmp_path, change, words):
+def test_forged_headers_are_refused(folders, tmp_path, change, words):
     with pytest.raises(ModelError, match=words):
-        build(rewritten(folders.copy(tmp_path), change))
+        build(rewrite_header(folders.copy(tmp_path), change))
 
 
 @pytest.mark.parametrize("by", [-1, -5000, 1, 4096])
-def test_files_that_were_cut_or_grew_are_refused(folders, tmp_path, by):
+def test_files_of_the_wrong_size_are_refused(folders, tmp_path, by):
     folder = folders.copy(tmp_path)
     path = folder / "model.safetensors"
     data = path.read_bytes()
@@ -73,7 +73,7 @@ def test_files_that_were_cut_or_grew_are_refused(folders, tmp_path, by):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.0])
-def test_weights_that_are_no_numbers_are_named_when_they_are_loaded(folders, tmp_path, dtype, value):
+def test_non_finite_weights_are_named_on_load(folders, tmp_path, dtype, value):
     folder = folders.copy(tmp_path)
     tensors = load_file(str(folder / "model.safetensors"))
     values = {name: tensor.astype(array_type(dtype)) for name, tensor in tensors.items()}
@@ -87,7 +87,7 @@ def test_weights_that_are_no_numbers_are_named_when_they_are_loaded(folders, tmp
             build(folder)
 
 
-def test_finite_values_are_found_in_any_layout():
+def test_non_finite_values_are_found_in_any_layout():
     values = np.zeros((700, 800), np.float32)
     assert all_finite(values) and all_finite(values.T) and all_finite(values[::2, ::3]) and all_finite(np.zeros(0))
     values[-1, 0] = np.nan
@@ -95,7 +95,7 @@ def test_finite_values_are_found_in_any_layout():
     assert all_finite(np.full(10, 3e38, np.float32)) and all_finite(np.arange(5)) and all_finite(np.float32(1)[None])
 
 
-def test_a_sparse_file_of_a_terabyte_is_refused_in_no_time(folders, tmp_path):
+def test_a_sparse_terabyte_file_is_refused_at_once(folders, tmp_path):
     folder = folders.copy(tmp_path, num_hidden_layers=1, vocab_size=2**26, hidden_size=2**12)
     entry = {"dtype": "F32", "shape": [2**26, 2**12], "data_offsets": [0, 2**40]}
     text = json.dumps({"llama.layers.0.mlp.down_proj.weight": {**entry, "shape": [0], "data_offsets": [0, 0]},
@@ -109,7 +109,7 @@ def test_a_sparse_file_of_a_terabyte_is_refused_in_no_time(folders, tmp_path):
     assert time.thread_time() - start < 2
 
 
-def test_pipes_and_folders_in_place_of_files(folders, tmp_path):
+def test_pipes_and_folders_in_place_of_files_are_refused(folders, tmp_path):
     import os
 
     folder = folders.copy(tmp_path)

@@ -1,4 +1,6 @@
-"""Random starts: PaddleNLP's distributions for every family, from the seed and names alone; and families' files."""
+"""Random initialization: PaddleNLP's distributions for every family, from the seed and the names only; and family
+files.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import paddle
 import paddlenlp.transformers as families
 import pytest
 
-from helpers import TINY_LLAMA, ordinary
+from helpers import TINY_LLAMA, make_norms_and_biases_nontrivial
 from oarlock.errors import ModelError
 from oarlock.families.registry import FAMILIES
 from oarlock.model_config.load import find_model_class, read_config
@@ -25,13 +27,13 @@ def kurtosis(values: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_distributions_are_paddlenlps(name):
+def test_distributions_equal_paddlenlp(name):
     config = configuration(name)
     paddle.seed(4)
     whole = find_model_class(config)
     reference = whole._from_config(config, dtype="float32")
     expected = {h.name: h.tensor.numpy() for h in parameter_shards(reference) if hasattr(h.tensor, "trainable")}
-    if name == "OPT":  # PaddleNLP's has an output layer of its own all the same
+    if name == "OPT":  # PaddleNLP's has its own output layer anyway
         del expected["lm_head.decoder_weight"]
     weights = RandomWeights(whole, config, seed=3)
     assert set(weights.shapes) == set(expected)
@@ -39,7 +41,7 @@ def test_distributions_are_paddlenlps(name):
         ours = weights.read(key)
         assert ours.shape == theirs.shape == weights.shapes[key] and ours.dtype == np.float32
         spread = theirs.std()
-        if name == "Bloom" and spread == 0 and len(theirs.shape) == 2:  # its initialiser's mistake; see init_weights.py
+        if name == "Bloom" and spread == 0 and len(theirs.shape) == 2:  # a bug of its initializer; see init_weights.py
             assert abs(ours.std() / config.initializer_range - 1) < 5 * ours.size**-0.5, key
             continue
         if spread == 0:
@@ -52,11 +54,11 @@ def test_distributions_are_paddlenlps(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_family_comes_back_from_its_files(tmp_path, name):
+def test_a_family_is_restored_from_its_files(tmp_path, name):
     config = configuration(name)
-    model = ordinary(find_model_class(config)._from_config(config, dtype="float32"))
+    model = make_norms_and_biases_nontrivial(find_model_class(config)._from_config(config, dtype="float32"))
     model.save_pretrained(str(tmp_path), safe_serialization=True)
-    if config.model_type in FAMILIES:  # PaddleNLP's OPT stores an output layer of its own; read_config() sees it
+    if config.model_type in FAMILIES:  # PaddleNLP's OPT stores its own output layer; read_config() reads it
         config = read_config(tmp_path)
     loaded = build_model(ModelSource(tmp_path, config, from_weights=True)).state_dict()
     state = model.state_dict()
@@ -90,7 +92,7 @@ def test_the_seed_alone_decides():
     assert not any(np.array_equal(one[name], other[name]) for name in drawn)
 
 
-def test_layers_differ_and_do_not_depend_on_how_many_follow():
+def test_layers_differ_and_do_not_depend_on_the_depth():
     two, three = arrays(llama()), arrays(llama(num_hidden_layers=3))
     assert not np.array_equal(two["llama.layers.0.mlp.up_proj.weight"], two["llama.layers.1.mlp.up_proj.weight"])
     for part in ("self_attn.q_proj", "mlp.up_proj"):  # down_proj and o_proj are scaled by the number of layers
@@ -130,7 +132,7 @@ def test_the_built_model_learns():
     assert losses[-1] < losses[0]
 
 
-def test_without_values_ends():
+def test_skipping_initialization_ends_with_its_block():
     config = families.LlamaConfig(**TINY_LLAMA)
     with without_values():
         empty = families.LlamaForCausalLM(config)
@@ -138,7 +140,7 @@ def test_without_values_ends():
     assert all(parameter._is_initialized() for parameter in families.LlamaForCausalLM(config).parameters())
 
 
-def test_families_without_a_class_say_so():
+def test_families_without_a_class_are_refused():
     with pytest.raises(ModelError, match="no pipeline class for OPTForCausalLM: use --pipeline_parallel_degree 1"):
         find_model_class(configuration("OPT"), pipeline=True)
     assert find_model_class(configuration("Llama"), pipeline=True) is families.LlamaForCausalLMPipe

@@ -13,7 +13,6 @@ from oarlock.families.registry import FAMILIES
 from oarlock.model_config.builtin_configs import read_config_by_name
 from oarlock.model_config.generation_config import find_end_tokens, read_generation_config, read_sampling_defaults
 from oarlock.model_config.load import make_config, read_config
-from oarlock.model_config.sliding_window import check_window, find_window
 from oarlock.sampling.params import SamplingParams
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64, "intermediate_size": 64}
@@ -25,14 +24,14 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "v
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"model_type": "qwen2_moe", "architectures": ["Qwen2MoeForCausalLM"]}, "model_type 'qwen2_moe' is not supported"),
-        ({"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"]}, "'deepseek_v3' is not supported"),
-        ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}, "'qwen3' is not supported; Oarlock has llama, qwen2"),
+        ({"model_type": "qwen3_next", "architectures": ["Qwen3NextForCausalLM"]}, "model_type 'qwen3_next' is not supported"),
+        ({"model_type": "falcon", "architectures": ["FalconForCausalLM"]}, "'falcon' is not supported; Oarlock has llama, qwen2"),
         ({"model_type": "llama", "architectures": ["Qwen3ForCausalLM"]}, "architectures names 'Qwen3ForCausalLM'"),
         ({"model_type": "gemma", "architectures": ["Gemma2ForCausalLM"]}, "architectures names 'Gemma2ForCausalLM'"),
         ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, "not a causal language model"),
         ({"architectures": ["FalconForCausalLM"]}, "neither a model_type nor a known class"),
-        ({"model_type": "mixtral"}, "mixtral models can't be run here"),
+        ({"model_type": "gpt_oss"}, "gpt_oss models can't be run here: our decoder's experts"),
+        ({"model_type": "gemma3"}, r"gemma3 models can't be run here: .* text models \(gemma3_text\)"),
         ({}, "neither a model_type"),
     ],
 )  # fmt: skip
@@ -124,7 +123,7 @@ def test_gemmas_gelu_is_the_approximation_but_where_paddlenlp_wrote_it():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nulls_are_absent(family):
     plain = make_config({"model_type": family}, "x")
-    nulls = ("num_key_value_heads", "rope_scaling", "quantization_config", "pad_token_id", "head_dim", "logit_scale",
+    nulls = ("rope_scaling", "quantization_config", "pad_token_id", "head_dim", "logit_scale",
              "hidden_act", "torch_dtype", "unheard_of")  # fmt: skip
     found = make_config({"model_type": family, **dict.fromkeys(nulls)}, "x")
     assert {k: v for k, v in vars(found).items() if k != "quantization_config"} == {
@@ -141,19 +140,26 @@ def test_fields_without_effect_and_neutral_values_are_let_pass():
 
 
 def test_windows():
-    long = {"model_type": "mistral", **SIZES, "num_key_value_heads": 4}
-    assert (
-        find_window(make_config(long, "x")) == 4096
-        and find_window(make_config(long | {"sliding_window": None}, "x")) is None
-    )
-    config = make_config(long | {"sliding_window": 64}, "x")
-    check_window(config, 64, "x", "--max_seq_length asks for")
-    with pytest.raises(ModelError, match=r"--max_seq_length asks for 65 tokens.*64 \(sliding_window in x\)"):
-        check_window(config, 65, "x", "--max_seq_length asks for")
-    qwen = {"model_type": "qwen2", **SIZES, "num_key_value_heads": 4, "sliding_window": 8, "max_window_layers": 1}
-    assert find_window(make_config(qwen, "x")) is None
-    assert find_window(make_config(qwen | {"use_sliding_window": True}, "x")) == 8
-    assert find_window(make_config(qwen | {"use_sliding_window": True, "max_window_layers": 2}, "x")) is None
+    def windows(family: str, **fields) -> list:
+        config = make_config({"model_type": family, **SIZES, "num_key_value_heads": 4, **fields}, "x")
+        return [block.attention.window for block in FAMILIES[family].decoder(config).blocks]
+
+    assert windows("mistral") == [4096, 4096] and windows("mistral", sliding_window=None) == [None, None]
+    assert windows("qwen2", sliding_window=8, max_window_layers=1) == [None, None]
+    used = {"use_sliding_window": True, "sliding_window": 8}
+    assert windows("qwen2", **used, max_window_layers=1) == windows("qwen3", **used, max_window_layers=1) == [None, 8]
+    assert windows("qwen2", **used, max_window_layers=2) == [None, None]
+    lower = {"layer_types": ["sliding_attention", "full_attention"]}
+    assert windows("qwen2", **used, **lower) == windows("qwen3", **used, **lower) == [8, None]
+    assert windows("qwen2_moe", **used) == windows("gemma2", sliding_window=8) == [8, None]
+    assert windows("gemma3_text", sliding_window=8, sliding_window_pattern=2) == [8, None]
+    assert windows("smollm3", **used, no_rope_layer_interval=2) == [None, 8]
+    with pytest.raises(
+        ModelError, match="layer_types has to name one of sliding_attention and full_attention for each of"
+    ):
+        windows("gemma2", layer_types=["full_attention"])
+    with pytest.raises(ModelError, match="all layers of mistral are of one kind"):
+        windows("mistral", **lower)
 
 
 # generation settings

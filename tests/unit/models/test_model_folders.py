@@ -1,4 +1,4 @@
-"""Model folders as people have them: which files hold the weights, their headers and tensors, and what is refused."""
+"""Published model folders: which files hold the weights, their headers and tensors, and what is refused."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def put_shards(folder: Path, arrays: dict[str, np.ndarray], parts: int, index: b
 
 
 def put_torch(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """What torch.save's archive shows without unpickling."""
+    """Write the parts of a torch.save archive that are visible without unpickling."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", b"never read")
         for i, values in enumerate(arrays.values()):
@@ -55,7 +55,7 @@ def put_torch(path: Path, arrays: dict[str, np.ndarray]) -> None:
 # which files
 
 
-def test_shards_with_and_without_their_index_are_the_same_model(folder):
+def test_shards_load_with_and_without_an_index(folder):
     arrays = weights(folder)
     (folder / "model.safetensors").unlink()
     put_shards(folder, arrays, 3, index=False)
@@ -65,7 +65,7 @@ def test_shards_with_and_without_their_index_are_the_same_model(folder):
     assert find_weights(folder) == (files, layout)
 
 
-def test_two_sets_are_refused_with_both_names(folder):
+def test_two_sets_of_weight_files_are_refused_with_both_names(folder):
     arrays = weights(folder)
     put_shards(folder, arrays, 2, index=True)
     with pytest.raises(
@@ -88,7 +88,7 @@ def test_two_sets_are_refused_with_both_names(folder):
         find_weights(folder)
 
 
-def test_an_index_has_to_be_right(folder):
+def test_a_wrong_index_is_refused(folder):
     arrays = weights(folder)
     (folder / "model.safetensors").unlink()
     put_shards(folder, arrays, 2, index=True)
@@ -115,7 +115,7 @@ def test_an_index_has_to_be_right(folder):
         find_weights(folder)
 
 
-def test_pickles_beside_safetensors(folder, capsys):
+def test_pickles_next_to_safetensors_are_ignored(folder, capsys):
     arrays = weights(folder)
     put_torch(folder / "pytorch_model.bin", arrays | {"inv_freq": np.zeros(4, "f4")})
     for name in ("consolidated.00.safetensors", "model.fp16.safetensors"):
@@ -133,7 +133,7 @@ def test_pickles_beside_safetensors(folder, capsys):
         find_weights(folder)
     (folder / "pytorch_model.bin").unlink()
     size = sum(values.nbytes for values in arrays.values())
-    (folder / "model_state.pdparams").write_bytes(b"\x80" * (size + 2000))  # sizes are all that it shows
+    (folder / "model_state.pdparams").write_bytes(b"\x80" * (size + 2000))  # only its sizes are visible
     find_weights(folder)
     (folder / "model_state.pdparams").write_bytes(b"\x80" * (3 * size + (4 << 20)))
     with pytest.raises(ModelError, match=r"two sets of weights: model.safetensors and model_state.pdparams"):
@@ -141,7 +141,7 @@ def test_pickles_beside_safetensors(folder, capsys):
 
 
 @given(data=st.data())
-def test_an_archive_of_other_values_is_told_by_its_check_sums(data, tmp_path_factory):
+def test_an_archive_with_other_values_is_detected_by_its_checksums(data, tmp_path_factory):
     from oarlock.weights.pickle_duplicates import find_differing_pickle
 
     folder = tmp_path_factory.mktemp("twins")
@@ -158,7 +158,7 @@ def test_an_archive_of_other_values_is_told_by_its_check_sums(data, tmp_path_fac
     assert zlib.crc32(arrays[name].tobytes()) != 0
 
 
-def test_a_pickle_of_two_kinds(folder):
+def test_a_pickle_of_two_formats_is_refused(folder):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"x")
     (folder / "model_state.pdparams").write_bytes(b"x")
@@ -166,7 +166,7 @@ def test_a_pickle_of_two_kinds(folder):
         build_model(ModelSource(folder, read_config(folder), True), allow_pickle=True)
 
 
-def test_a_whole_model_beside_an_adapter(folder):
+def test_a_full_model_next_to_an_adapter_is_refused(folder):
     put(folder, "adapter_model.safetensors", {"x": np.zeros(1, "f4")})
     with pytest.raises(ModelError, match=r"two sets of weights: model.safetensors and adapter_model.safetensors"):
         find_weights(folder)
@@ -176,14 +176,14 @@ def test_a_whole_model_beside_an_adapter(folder):
 
 
 @pytest.mark.parametrize("said", [None, "pt", "mlx"])
-def test_layouts_that_are_read(folder, paddle_model, said):
+def test_supported_layouts(folder, paddle_model, said):
     put(folder, "model.safetensors", weights(folder), said)
     found = build_model(ModelSource(folder, read_config(folder), True)).state_dict()
     wanted = build_model(ModelSource(paddle_model, read_config(paddle_model), True)).state_dict()
     assert all(np.array_equal(found[name].numpy(), value.numpy()) for name, value in wanted.items())
 
 
-def test_paddles_layout_without_a_header_is_told_by_its_names(paddle_model, tmp_path):
+def test_paddle_layout_without_metadata_is_detected_by_names(paddle_model, tmp_path):
     folder = shutil.copytree(paddle_model, tmp_path / "m")
     put(folder, "model.safetensors", weights(folder), None)
     assert find_weights(folder)[1] == "np"
@@ -198,13 +198,13 @@ def test_paddles_layout_without_a_header_is_told_by_its_names(paddle_model, tmp_
         ("np", "says format 'np', .* names of the other"),
     ],
 )
-def test_headers_that_are_refused(folder, said, words):
+def test_invalid_headers_are_refused(folder, said, words):
     put(folder, "model.safetensors", weights(folder), said)
     with pytest.raises(ModelError, match=words):
         find_weights(folder)
 
 
-def test_whole_numbers_and_pointers_are_no_weights(folder):
+def test_integers_and_pointers_are_not_weights(folder):
     arrays = load_file(folder / "model.safetensors")
     name = next(name for name in arrays if name.endswith("down_proj.weight"))
     put(folder, "model.safetensors", {**arrays, name: arrays[name].astype(np.int8)})
@@ -218,7 +218,7 @@ def test_whole_numbers_and_pointers_are_no_weights(folder):
         find_weights(folder)
 
 
-def test_files_of_both_layouts(folder, paddle_model):
+def test_files_of_both_layouts_are_refused(folder, paddle_model):
     arrays, own = cut(weights(folder), 2)[0], cut(weights(paddle_model), 2)[1]
     (folder / "model.safetensors").unlink()
     put(folder, "model-00001-of-00002.safetensors", arrays)
@@ -243,7 +243,7 @@ def test_files_of_both_layouts(folder, paddle_model):
         ("score.weight", (2, 32)),
     ],
 )
-def test_a_tensor_that_is_not_used_is_refused_on_every_road(folder, name, shape, tmp_path):
+def test_an_unused_tensor_is_refused_by_every_loader(folder, name, shape, tmp_path):
     put(folder, "model.safetensors", weights(folder) | {name: np.ones(shape, "f4")})
     source = ModelSource(folder, read_config(folder), True)
     roads = {
@@ -257,7 +257,7 @@ def test_a_tensor_that_is_not_used_is_refused_on_every_road(folder, name, shape,
         assert not (tmp_path / "out").exists(), road
 
 
-def test_tables_that_layers_compute_are_no_weights(folder):
+def test_computed_buffers_are_not_weights(folder):
     arrays = weights(folder)
     tables = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": np.ones(4, "f4") for i in range(2)}
     put(folder, "model.safetensors", arrays | tables)
@@ -265,7 +265,7 @@ def test_tables_that_layers_compute_are_no_weights(folder):
     np.testing.assert_array_equal(model.lm_head.weight.numpy(), arrays["lm_head.weight"].T)
 
 
-def test_missing_tensors_and_other_shapes(folder):
+def test_missing_tensors_and_wrong_shapes_are_refused(folder):
     arrays = weights(folder)
     name = "model.layers.1.mlp.down_proj.weight"
     put(folder, "model.safetensors", {key: value for key, value in arrays.items() if key != name})
@@ -276,7 +276,7 @@ def test_missing_tensors_and_other_shapes(folder):
         build_model(ModelSource(folder, read_config(folder), True))
 
 
-def test_bfloat16_beside_a_float32_word_is_no_matter(folder):
+def test_bfloat16_files_with_a_float32_configuration_are_accepted(folder):
     rounded = {name: values.astype(ml_dtypes.bfloat16) for name, values in weights(folder).items()}
     put(folder, "model.safetensors", rounded)
     model = build_model(ModelSource(folder, read_config(folder), True))

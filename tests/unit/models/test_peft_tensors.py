@@ -1,4 +1,4 @@
-"""PEFT folders whose tensors are not those that adapter_config.json describes."""
+"""PEFT folders whose tensors do not match adapter_config.json."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_two_files_that_disagree_are_refused_by_name(tmp_path, tensors, fields, 
         open_peft(write(tmp_path, tensors, **fields))
 
 
-def test_what_is_right_is_read_and_layers_without_tensors_are_said(tmp_path, capsys):
+def test_valid_tensors_are_read_and_layers_without_tensors_are_reported(tmp_path, capsys):
     found = open_peft(
         write(tmp_path, target_modules=["q_proj", "self_attn.v_proj", "gate_proj"], layers_to_transform=[0, 1])
     )
@@ -62,7 +62,7 @@ def test_what_is_right_is_read_and_layers_without_tensors_are_said(tmp_path, cap
     assert "adapter_config.json names gate_proj, and the file has no tensor of it" in capsys.readouterr().out
 
 
-def test_values_that_are_no_numbers(tmp_path):
+def test_non_finite_values_are_refused(tmp_path):
     from dataclasses import replace
 
     bad = f"{Q}.lora_B.weight"

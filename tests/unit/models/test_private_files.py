@@ -1,4 +1,4 @@
-"""File modes: what is made of private files is private, and a folder is private while it is written."""
+"""File modes: outputs of private files are private, and a folder is private while it is written."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def model(tiny_model, tmp_path) -> Path:
     return shutil.copytree(tiny_model, tmp_path / "model")
 
 
-def modes(folder: Path) -> set[int]:
+def read_modes(folder: Path) -> set[int]:
     return {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
 
 
@@ -39,7 +39,7 @@ def plain_umask(monkeypatch):
 
 
 @pytest.mark.usefixtures("plain_umask")
-def test_what_is_made_of_private_files_is_private(model, tmp_path, capsys):
+def test_outputs_of_private_files_are_private(model, tmp_path, capsys):
     adapter = make_adapter(model, tmp_path / "adapter")
     for path in model.iterdir():
         path.chmod(0o644)
@@ -54,7 +54,7 @@ def test_what_is_made_of_private_files_is_private(model, tmp_path, capsys):
         return list(place.iterdir())
 
     for folder in make("open"):
-        assert modes(folder) <= {0o644, 0o755} and stat.S_IMODE(folder.stat().st_mode) == 0o755
+        assert read_modes(folder) <= {0o644, 0o755} and stat.S_IMODE(folder.stat().st_mode) == 0o755
     assert "mode 600" not in capsys.readouterr().out
     (model / "model.safetensors").chmod(0o600)
     made = make("private")
@@ -71,8 +71,8 @@ def test_what_is_made_of_private_files_is_private(model, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("plain_umask")
-def test_a_folder_is_its_users_alone_while_it_is_written(tmp_path):
+def test_a_folder_is_private_while_it_is_written(tmp_path):
     with new_folder(tmp_path / "out") as folder:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         (folder / "a").write_text("x")
-    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o755 and modes(tmp_path / "out") == {0o644}
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o755 and read_modes(tmp_path / "out") == {0o644}

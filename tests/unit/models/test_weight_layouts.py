@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
 
-from helpers import TINY_LLAMA, ordinary
+from helpers import TINY_LLAMA, make_norms_and_biases_nontrivial
 from oarlock.errors import ModelError
 from oarlock.models.build import build_model, count_parameters, set_parameter
 from oarlock.weights.weight_folder import WeightFolder
@@ -19,7 +19,7 @@ from oarlock.weights.weight_folder import WeightFolder
 
 
 def save_as_hugging_face(model, folder: Path, shards: int = 1, bf16: bool = False) -> None:
-    """The same weights as transformers would write them: [out, in], model.* names, format pt."""
+    """Save the same weights as transformers would: [out, in], model.* names, format pt."""
     import ml_dtypes
     from safetensors.numpy import save_file
 
@@ -51,7 +51,7 @@ def source(folder: Path, config: LlamaConfig):
 )
 def test_weights_load_from_either_layout(tmp_path, layout, shards, bf16):
     config = LlamaConfig(**TINY_LLAMA)
-    model = ordinary(LlamaForCausalLM(config))
+    model = make_norms_and_biases_nontrivial(LlamaForCausalLM(config))
     if layout == "np":
         model.save_pretrained(str(tmp_path), safe_serialization=True)
     else:
@@ -68,7 +68,7 @@ def test_weights_load_from_either_layout(tmp_path, layout, shards, bf16):
         assert np.array_equal(loaded.state_dict()[name].numpy(), expected), name
 
 
-def test_half_precision_parameters_take_any_array():
+def test_half_precision_parameters_accept_any_array():
     import paddle
 
     values = np.asarray([[1.5, -2.25]], np.float32)
@@ -76,12 +76,12 @@ def test_half_precision_parameters_take_any_array():
         parameter = paddle.zeros([1, 2], dtype)
         set_parameter(parameter, values)
         assert parameter.astype("float32").tolist() == values.tolist()
-        number = paddle.zeros([], dtype)  # GPT-J keeps its scale so
+        number = paddle.zeros([], dtype)  # GPT-J stores its scale like this
         set_parameter(number, np.asarray(1.5, np.float32))
         assert number.astype("float32").item() == 1.5
 
 
-def test_wrong_weight_folders(tmp_path):
+def test_invalid_weight_folders_are_refused(tmp_path):
     config = LlamaConfig(**TINY_LLAMA)
     with pytest.raises(ModelError, match=r"no model.safetensors"):
         WeightFolder.open(tmp_path)

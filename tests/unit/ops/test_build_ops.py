@@ -1,4 +1,4 @@
-"""custom_ops/build.py: it says what is missing, compiles nothing twice, and its library is for one Paddle."""
+"""custom_ops/build.py reports what is missing, compiles nothing twice, and builds for one Paddle."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_without_a_compiler(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
-def test_what_has_not_changed_is_not_compiled(tmp_path):
+def test_unchanged_sources_are_not_recompiled(tmp_path):
     assert build(tmp_path).returncode == 0
     before = (tmp_path / "oarlock_ops.so").stat().st_mtime_ns
     again = build(tmp_path)
@@ -42,12 +42,12 @@ def test_what_has_not_changed_is_not_compiled(tmp_path):
     assert "compiling 0 of" in build(tmp_path).stdout and (tmp_path / "oarlock_ops.so").exists()
 
 
-def test_the_build_is_what_this_version_looks_for():
+def test_the_build_matches_this_version():
     assert re.findall(r"^INTERFACE = (\d+)$", SCRIPT.read_text(), re.MULTILINE) == [str(library.INTERFACE)]
     assert library.why_missing() == ""
 
 
-def test_a_library_for_another_paddle_or_device(tmp_path, monkeypatch):
+def test_a_library_for_another_paddle_or_device_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(library, "LIBRARY", tmp_path / "oarlock_ops.so")
     assert library.why_missing().startswith("the fused ops are not built (`bash scripts/setup.sh`")
     (tmp_path / "oarlock_ops.so").touch()

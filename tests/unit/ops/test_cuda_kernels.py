@@ -1,5 +1,6 @@
-"""What can be known of the CUDA kernels without a GPU: they compile, keep rows in registers, bind to Paddle, and are right
-when a CPU runs them thread by thread."""
+"""Tests of the CUDA kernels without a GPU: they compile, keep rows in registers, bind to Paddle, and are correct when a
+CPU runs them thread by thread.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +25,12 @@ sys.modules[spec.name] = build
 spec.loader.exec_module(build)
 
 
-def test_there_is_a_compiler():
+def test_a_cuda_compiler_is_installed():
     assert Path(NVCC).exists(), "no nvcc: pip install -c constraints.txt -e '.[nvcc]', or the CUDA toolkit"
 
 
 def test_no_kernel_spills(tmp_path):
-    """ptxas for Ampere and Hopper: every kernel's values stay in registers."""
+    """ptxas for Ampere and Hopper keeps the values of every kernel in registers."""
     for source in build.CUDA_KERNELS:
         started = {
             arch: subprocess.Popen(
@@ -50,7 +51,7 @@ def test_no_kernel_spills(tmp_path):
 
 @pytest.mark.parametrize("source", build.BINDINGS)
 def test_the_gpu_binding_compiles(source):
-    """Against the headers of the Paddle that is here, as its GPU build has them."""
+    """Against the headers of the installed Paddle, as in its GPU build."""
     flags = [*build.CXX_FLAGS, *build.binding_flags(build.Paddle.find().folder, NVCC)]
     command = ["g++", *flags, "-fsyntax-only", str(build.HERE / source)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -64,8 +65,9 @@ def test_flags_name_the_architectures():
 
 
 def run_on_cpu(python, folder, *changes):
-    """The GPU benchmark's own comparisons with float64, of the kernels as cuda_on_cpu/ runs them; changes to their
-    sources are made first."""
+    """Run the GPU benchmark's comparisons with float64 on the kernels, emulated by cuda_on_cpu/; source changes are
+    applied first.
+    """
     headers = [str(path.relative_to(build.HERE)) for path in build.HERE.glob("*/*.cuh")]
     sources = {name: (build.HERE / name).read_text() for name in (*build.CUDA_KERNELS, *headers)}
     for name, old, new in changes:
@@ -91,8 +93,8 @@ def run_on_cpu(python, folder, *changes):
     return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
-def test_they_are_right_on_a_cpu(parity_python, tmp_path):
-    """Every kernel, by shapes, types and kinds of norm: values, bounds, barriers; the order of threads changes no bit."""
+def test_kernels_are_correct_when_emulated_on_a_cpu(parity_python, tmp_path):
+    """Every kernel, for all shapes, types and kinds of norm: values, bounds, barriers; thread order changes no bit."""
     result = run_on_cpu(parity_python, tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout == "750 comparisons with float64: all right\n"
@@ -112,6 +114,6 @@ def test_they_are_right_on_a_cpu(parity_python, tmp_path):
         ),
     ],
 )  # fmt: skip
-def test_a_wrong_kernel_is_found_on_a_cpu(parity_python, tmp_path, change, words):
+def test_a_wrong_kernel_is_detected_on_a_cpu(parity_python, tmp_path, change, words):
     result = run_on_cpu(parity_python, tmp_path, change)
     assert result.returncode and words in result.stdout + result.stderr

@@ -1,4 +1,4 @@
-"""Linear layers that are made together, beside the same one by one."""
+"""Fused linear layers compared with separate ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from paddlenlp.peft.lora.lora_layers import LoRALinear
 from paddlenlp.transformers.llama import modeling as llama
 
 from oarlock.ops import decoder_layer, install, library, lora_linear, rms_norm
-from op_checks import normal, same
+from op_checks import check_same, draw_normal
 
 pytestmark = [
     pytest.mark.usefixtures("paddles_own_ops"),
@@ -18,8 +18,8 @@ pytestmark = [
 
 
 def check_layer(rows):
-    x, scale, weights = normal(*rows, 33), normal(33), [normal(33, size) for size in (48, 16, 21)]
-    same(
+    x, scale, weights = draw_normal(*rows, 33), draw_normal(33), [draw_normal(33, size) for size in (48, 16, 21)]
+    check_same(
         lambda *given: decoder_layer.fused_layer_start(*given, 1e-6)[:4],
         lambda x, scale, *weights: [
             *(rms_norm.reference_rms_norm(x, scale, 1e-6) @ weight for weight in weights),
@@ -28,10 +28,10 @@ def check_layer(rows):
         [x, scale, *weights],
     )
 
-    same(
+    check_same(
         lambda x, *turned: decoder_layer.fused_layer_start(x, scale, *(weight.t() for weight in turned), 1e-6)[:3],
         lambda x, *turned: [rms_norm.reference_rms_norm(x, scale, 1e-6) @ weight.t() for weight in turned],
-        [x, *(normal(size, 33) for size in (48, 16, 21))],
+        [x, *(draw_normal(size, 33) for size in (48, 16, 21))],
     )
 
     def end(attended, kept, output, scale, gate, up, down):
@@ -39,37 +39,37 @@ def check_layer(rows):
         normed = rms_norm.reference_rms_norm(total, scale, 1e-6)
         return total + llama.swiglu(normed @ gate, normed @ up) @ down
 
-    attended, kept = normal(*rows, 24), normal(*rows, 33, seed=1)
-    weights = [normal(24, 33), scale, normal(33, 67), normal(33, 67, seed=1), normal(67, 33)]
-    same(lambda *given: decoder_layer.fused_layer_end(*given, 1e-6), end, [attended, kept, *weights])
+    attended, kept = draw_normal(*rows, 24), draw_normal(*rows, 33, seed=1)
+    weights = [draw_normal(24, 33), scale, draw_normal(33, 67), draw_normal(33, 67, seed=1), draw_normal(67, 33)]
+    check_same(lambda *given: decoder_layer.fused_layer_end(*given, 1e-6), end, [attended, kept, *weights])
 
 
-def test_a_start_of_a_layer_of_which_not_all_is_used():
-    x, scale, weights = normal(2, 9, 33), normal(33), [normal(33, 16, seed=seed) for seed in range(3)]
+def test_a_partly_used_fused_projection():
+    x, scale, weights = draw_normal(2, 9, 33), draw_normal(33), [draw_normal(33, 16, seed=seed) for seed in range(3)]
     query, _, value, kept, _ = decoder_layer.fused_layer_start(x, scale, *weights, 1e-6)
-    gradients = paddle.grad([query + value], [x, *weights], [normal(2, 9, 16)], retain_graph=True)
+    gradients = paddle.grad([query + value], [x, *weights], [draw_normal(2, 9, 16)], retain_graph=True)
     normed = rms_norm.reference_rms_norm(x, scale, 1e-6)
-    wanted = paddle.grad([normed @ weights[0] + normed @ weights[2]], [x, *weights[::2]], [normal(2, 9, 16)])
+    wanted = paddle.grad([normed @ weights[0] + normed @ weights[2]], [x, *weights[::2]], [draw_normal(2, 9, 16)])
     for found, expected in zip([*gradients[:2], gradients[3]], wanted, strict=True):
         np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-5, atol=1e-4)
     assert not gradients[2].any()
-    gradients = paddle.grad([kept], [x, scale, *weights], [normal(2, 9, 33, seed=1)])
-    np.testing.assert_array_equal(gradients[0].numpy(), normal(2, 9, 33, seed=1).numpy())
+    gradients = paddle.grad([kept], [x, scale, *weights], [draw_normal(2, 9, 33, seed=1)])
+    np.testing.assert_array_equal(gradients[0].numpy(), draw_normal(2, 9, 33, seed=1).numpy())
     assert not any(gradient.any() for gradient in gradients[1:])
 
 
 def lora_of(*shapes):
-    """Weights of the shapes, their matrices of rank 8, and scalings."""
-    weights = [normal(*shape).detach() for shape in shapes]
-    a = [normal(shape[0], 8, seed=seed) for seed, shape in enumerate(shapes)]
-    b = [normal(8, shape[1], seed=seed) for seed, shape in enumerate(shapes)]
+    """Weights of these shapes, their LoRA matrices of rank 8, and the scaling."""
+    weights = [draw_normal(*shape).detach() for shape in shapes]
+    a = [draw_normal(shape[0], 8, seed=seed) for seed, shape in enumerate(shapes)]
+    b = [draw_normal(8, shape[1], seed=seed) for seed, shape in enumerate(shapes)]
     return weights, a, b, [0.5, 1.0, 2.0]
 
 
 def check_lora(rows):
-    x, out = normal(*rows, 33), (48, 16, 21)
+    x, out = draw_normal(*rows, 33), (48, 16, 21)
     weights, a, b, scalings = lora_of(*((33, size) for size in out))
-    same(
+    check_same(
         lambda x, *ab: lora_linear.fused_lora_projections(x, lora_linear.LoraTriple(weights, ab[:3], ab[3:], scalings)),
         lambda x, *ab: [x @ weights[i] + (x @ ab[i] @ ab[3 + i]) * scalings[i] for i in range(3)],
         [x, *a, *b],
@@ -81,7 +81,7 @@ def check_lora(rows):
         inner = llama.swiglu(gate, up)
         return inner @ weights[2] + (inner @ ab[2] @ ab[5]) * scalings[2]
 
-    same(
+    check_same(
         lambda x, *ab: lora_linear.fused_lora_mlp(x, lora_linear.LoraTriple(weights, ab[:3], ab[3:], scalings)),
         mlp,
         [x / 8, *a, *b],
@@ -89,17 +89,17 @@ def check_lora(rows):
 
 
 @pytest.mark.parametrize("rows", [(2, 9), (300,), (0, 4), (1, 1)])
-def test_linears(rows):
+def test_fused_linears(rows):
     check_lora(rows)
     check_layer(rows)
 
 
-def test_a_lora_projection_that_nobody_uses():
-    x, (weights, a, b, scalings) = normal(2, 9, 33), lora_of(*[(33, 16)] * 3)
+def test_an_unused_lora_projection():
+    x, (weights, a, b, scalings) = draw_normal(2, 9, 33), lora_of(*[(33, 16)] * 3)
     made = lora_linear.fused_lora_projections(x, lora_linear.LoraTriple(weights, a, b, scalings))
-    gradients = paddle.grad([made[1]], [x, a[0], b[0], b[1]], [normal(2, 9, 16)])
+    gradients = paddle.grad([made[1]], [x, a[0], b[0], b[1]], [draw_normal(2, 9, 16)])
     plain = x @ weights[1] + x @ a[1] @ b[1]
-    for found, wanted in zip(gradients[::3], paddle.grad([plain], [x, b[1]], [normal(2, 9, 16)]), strict=True):
+    for found, wanted in zip(gradients[::3], paddle.grad([plain], [x, b[1]], [draw_normal(2, 9, 16)]), strict=True):
         np.testing.assert_allclose(found.numpy(), wanted.numpy(), rtol=1e-5, atol=1e-4)
     assert not gradients[1].any() and not gradients[2].any()
 
@@ -113,11 +113,11 @@ def operators(monkeypatch):
 
 
 def layer_and_its_use(operators):
-    """A layer of a small Llama; a function that runs it and tells which operators it called."""
+    """A layer of a small Llama, and a function that runs it and returns the operators it called."""
     layer = llama.LlamaDecoderLayer(
         llama.LlamaConfig(hidden_size=32, num_attention_heads=4, intermediate_size=48, use_flash_attention=False)
     )
-    x, ends = normal(2, 5, 32), paddle.full([2, 5], 5, "int32")
+    x, ends = draw_normal(2, 5, 32), paddle.full([2, 5], 5, "int32")
 
     def used():
         operators.clear()
@@ -127,8 +127,8 @@ def layer_and_its_use(operators):
     return layer, used
 
 
-def test_layers_that_are_made_together(operators):
-    """Plain trained ones, and only where nobody looks into one of them."""
+def test_projections_are_fused(operators):
+    """Only plain trained layers without hooks."""
     assert install.install()
     layer, used = layer_and_its_use(operators)
     assert used() == ["fused_layer_start", "fused_layer_end"]
@@ -153,7 +153,7 @@ def test_layers_that_are_made_together(operators):
     assert used() == apart
 
 
-def test_layers_with_lora_that_are_made_together(operators):
+def test_lora_projections_are_fused(operators):
     assert install.install()
     layer, used = layer_and_its_use(operators)
     names = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
@@ -165,7 +165,7 @@ def test_layers_with_lora_that_are_made_together(operators):
     norms = "fused_rms_norm_kept", "fused_add_rms_norm"
     assert used() == [norms[0], "fused_lora_projections", "fused_lora_linear", norms[1], "fused_lora_mlp"]
     up = layer.mlp.up_proj
-    up.forward = lambda x: x @ normal(32, 48).detach()  # as QLoRA does it, which has no weight any more
+    up.forward = lambda x: x @ draw_normal(32, 48).detach()  # as in QLoRA, which no longer has a weight
     weight = up._parameters.pop("weight")
     assert used() == [norms[0], "fused_lora_projections", "fused_lora_linear", norms[1], *["fused_lora_linear"] * 2]
     del up.forward
@@ -178,67 +178,81 @@ def test_layers_with_lora_that_are_made_together(operators):
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_lora_linear(turned):
-    weight = normal(21, 33).t() if turned else normal(33, 21)
+    weight = draw_normal(21, 33).t() if turned else draw_normal(33, 21)
     assert weight.is_contiguous() is not turned
     weight = weight.detach()
-    same(
+    check_same(
         lambda x, a, b: lora_linear.fused_lora_linear(x, weight, a, b, 2.0),
         lambda x, a, b: x @ weight + (x @ a @ b) * 2.0,
-        [normal(2, 9, 33), normal(33, 8), normal(8, 21)],
+        [draw_normal(2, 9, 33), draw_normal(33, 8), draw_normal(8, 21)],
     )
 
 
 def test_lora_of_an_input_without_a_gradient(monkeypatch):
-    """A first layer's: half of the backward is left out, the others' gradients are the same."""
-    x, weight, asked = normal(2, 9, 33).detach(), normal(33, 21).detach(), []
+    """As in a first layer: half of the backward pass is skipped, and the other gradients are unchanged."""
+    x, weight, asked = draw_normal(2, 9, 33).detach(), draw_normal(33, 21).detach(), []
     run = library.run
     monkeypatch.setattr(library, "run", lambda *arguments: asked.append(arguments[-1]) or run(*arguments))
-    same(
+    check_same(
         lambda a, b: lora_linear.fused_lora_linear(x, weight, a, b, 2.0),
         lambda a, b: x @ weight + (x @ a @ b) * 2.0,
-        [normal(33, 8), normal(8, 21)],
+        [draw_normal(33, 8), draw_normal(8, 21)],
     )
-    lora_linear.fused_lora_linear(normal(2, 9, 33), weight, normal(33, 8), normal(8, 21), 2.0).sum().backward()
+    lora_linear.fused_lora_linear(
+        draw_normal(2, 9, 33), weight, draw_normal(33, 8), draw_normal(8, 21), 2.0
+    ).sum().backward()
     weights, a, b, scalings = lora_of((33, 67), (33, 67), (67, 33))
-    same(
+    check_same(
         lambda *ab: sum(
             lora_linear.fused_lora_projections(x, lora_linear.LoraTriple([weight] * 3, ab[:3], ab[3:], scalings))
         ),
         lambda *ab: sum(x @ weight + (x @ ab[i] @ ab[3 + i]) * scalings[i] for i in range(3)),
-        [normal(33, 8, seed=seed) for seed in range(3)] + [normal(8, 21, seed=seed) for seed in range(3)],
+        [draw_normal(33, 8, seed=seed) for seed in range(3)] + [draw_normal(8, 21, seed=seed) for seed in range(3)],
     )
     lora_linear.fused_lora_mlp(x, lora_linear.LoraTriple(weights, a, b, scalings)).sum().backward()
     assert x.grad is None and asked == [False, True, False, False] and a[0].grad.any()
 
 
 def test_refusals():
-    x, wide, weight = normal(5, 4), normal(5, 6), normal(4, 6)
+    x, wide, weight = draw_normal(5, 4), draw_normal(5, 6), draw_normal(4, 6)
 
     def start(scale, *weights):
         return decoder_layer.fused_layer_start(x, scale, *weights, 1e-6)
 
     def end(kept, *mlp):
-        return decoder_layer.fused_layer_end(x, kept, weight, normal(6), *mlp, 1e-6)
+        return decoder_layer.fused_layer_end(x, kept, weight, draw_normal(6), *mlp, 1e-6)
 
     for call, words in (
-        (lambda: start(normal(4), weight, normal(5, 4), weight), r"\[4, out\]; got \[5, 4\]"),
-        (lambda: start(normal(5), weight, weight, weight), r"scale has to be of x's last axis, \[4\]; got \[5\]"),
+        (lambda: start(draw_normal(4), weight, draw_normal(5, 4), weight), r"\[4, out\]; got \[5, 4\]"),
+        (lambda: start(draw_normal(5), weight, weight, weight), r"scale has to be of x's last axis, \[4\]; got \[5\]"),
         (
-            lambda: end(x, normal(6, 6), normal(6, 6), normal(6, 6)),
+            lambda: end(x, draw_normal(6, 6), draw_normal(6, 6), draw_normal(6, 6)),
             r"kept has to be \[5, 6\], as the layer's output; got \[5, 4\]",
         ),
-        (lambda: end(wide, normal(6, 6), normal(6, 5), normal(6, 6)), r"of one shape; got \[6, 6\] and \[6, 5\]"),
-        (lambda: end(wide, normal(6, 7), normal(6, 7), normal(6, 6)), r"down has to be \[7, out\]; got \[6, 6\]"),
+        (
+            lambda: end(wide, draw_normal(6, 6), draw_normal(6, 5), draw_normal(6, 6)),
+            r"of one shape; got \[6, 6\] and \[6, 5\]",
+        ),
+        (
+            lambda: end(wide, draw_normal(6, 7), draw_normal(6, 7), draw_normal(6, 6)),
+            r"down has to be \[7, out\]; got \[6, 6\]",
+        ),
         (
             lambda: lora_linear.fused_lora_projections(
                 x,
                 lora_linear.LoraTriple(
-                    [weight] * 3, [normal(4, 2)] * 3, [normal(2, 6), normal(2, 6), normal(3, 6)], [1.0] * 3
+                    [weight] * 3,
+                    [draw_normal(4, 2)] * 3,
+                    [draw_normal(2, 6), draw_normal(2, 6), draw_normal(3, 6)],
+                    [1.0] * 3,
                 ),
             ),
             "do not fit together",
         ),
-        (lambda: lora_linear.fused_lora_linear(x, weight, normal(4, 2), normal(3, 6), 1.0), "do not fit together"),
+        (
+            lambda: lora_linear.fused_lora_linear(x, weight, draw_normal(4, 2), draw_normal(3, 6), 1.0),
+            "do not fit together",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             call()

@@ -1,4 +1,4 @@
-"""Copies between float types, turned or not, against NumPy's."""
+"""Copies between float dtypes, transposed or not, compared with NumPy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TYPES = [np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16
 
 
 def check(rows: int, columns: int, source: np.dtype, target: np.dtype, turned: bool, seed: int) -> None:
-    """Parts of larger arrays, all bit patterns but NaNs of another type; nothing beside the part is touched."""
+    """Slices of larger arrays, all bit patterns except NaNs of another dtype; nothing outside the slice is written."""
     bits = np.random.default_rng(seed).integers(0, 1 << 32, (columns + 3, rows + 5), np.uint64)
     whole = bits.astype(f"uint{8 * source.itemsize}").view(source)
     if source != target:
@@ -50,7 +50,7 @@ def check(rows: int, columns: int, source: np.dtype, target: np.dtype, turned: b
 def test_any_matrix(rows, columns, source, target, turned, seed):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(copy_matrix, "_MIN_SIZE", 0)
-        if rows > 1 and columns > 1:  # a single row or column lies both ways
+        if rows > 1 and columns > 1:  # a single row or column is contiguous both ways
             check(rows, columns, source, target, turned, seed)
 
 
@@ -71,7 +71,7 @@ def test_lower_instruction_sets(isa):
 
 
 @pytest.mark.parametrize("built", [True, False])
-def test_what_the_library_does_not_copy_is_copied_all_the_same(built, monkeypatch):
+def test_copies_that_the_library_does_not_support_are_correct(built, monkeypatch):
     if not built:
         monkeypatch.setattr(copy_matrix, "_function", lambda: None)
     values = np.arange(3 * 200 * 100, dtype=np.float32).reshape(3, 200, 100)
@@ -88,7 +88,7 @@ def test_what_the_library_does_not_copy_is_copied_all_the_same(built, monkeypatc
             assert np.array_equal(to, source.astype(target))
 
 
-def test_populated_pages_keep_what_is_in_them():
+def test_populated_pages_keep_their_content():
     memory = np.arange(3 << 20, dtype=np.uint8)
     populate(memory[5:-7])
     assert np.array_equal(memory, np.arange(3 << 20, dtype=np.uint8))

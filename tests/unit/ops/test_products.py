@@ -1,4 +1,4 @@
-"""Which library multiplies matrices on a CPU: chosen by processor, the same for all, and kept by a resumed run."""
+"""Which library multiplies matrices on a CPU: chosen by processor, the same on all ranks, and kept by a resumed run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ needs_library = pytest.mark.skipif(
 
 
 def run(code: str, **environment: str) -> str:
-    """In a process of its own: Paddle looks for its library once."""
+    """Run code in a separate process: Paddle chooses its library once."""
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False,
         env={**os.environ, "PYTHONPATH": f"{LLM}:{LLM.parent}/tests", **environment},
@@ -41,20 +41,20 @@ def run(code: str, **environment: str) -> str:
         ("AuthenticAMD", "MKL", matmul_library.MKL),
     ],
 )
-def test_the_library_goes_by_the_processor(monkeypatch, maker, asked, library):
+def test_the_processor_decides_the_library(monkeypatch, maker, asked, library):
     monkeypatch.setattr(matmul_library, "processor_vendor", lambda: maker)
     monkeypatch.setenv(matmul_library.VARIABLE, asked)
     assert matmul_library.choose_library() == library
 
 
-def test_a_wrong_word_is_refused(monkeypatch):
+def test_an_unknown_library_is_refused(monkeypatch):
     monkeypatch.setenv(matmul_library.VARIABLE, "openblas")
     with pytest.raises(EnvironmentProblem, match="OARLOCK_GEMM=openblas: must be mkl or onednn"):
         matmul_library.choose_library()
 
 
-# What a processor's maker comes to, in a program: the libraries in memory, and who is asked for Paddle's own products and
-# for those of the fused operators.
+# The effect of the processor's vendor: which libraries are loaded, and which one computes Paddle's own products and
+# those of the fused operators.
 _DISPATCH = """
 import ctypes, json, os, sys
 from pathlib import Path
@@ -83,13 +83,13 @@ print(json.dumps(found))
 @pytest.mark.parametrize(
     ("maker", "environment", "expected"),
     [
-        # The library before MKL is not even loaded: the way is Paddle's own, as it was.
+        # The library that preempts MKL is not even loaded: Paddle's own products are unchanged.
         ("GenuineIntel", {}, {"2-D": 0, "batched": 0, "fused": 0, "in use": "mkl", "in memory": False}),
         ("AuthenticAMD", {}, {"2-D": 1, "batched": 1, "fused": 3, "in use": "onednn", "in memory": True}),
         ("AuthenticAMD", {"OARLOCK_GEMM": "mkl"}, {"2-D": 0, "fused": 0, "in use": "mkl", "in memory": False}),
     ],
 )
-def test_who_multiplies(maker, environment, expected):
+def test_which_library_multiplies(maker, environment, expected):
     found = json.loads(run(_DISPATCH.replace("MAKER", repr(maker)), **{"OARLOCK_GEMM": "", **environment}))
     assert {name: found[name] for name in expected} == expected
 
@@ -100,7 +100,6 @@ from oarlock.environment import matmul_library
 from oarlock.environment.paddle_import import import_paddle
 import_paddle(2)
 import paddle
-from op_checks import normal
 
 def compare():
     rng = np.random.default_rng(0)
@@ -125,7 +124,7 @@ for library in ("onednn", "mkl", "onednn"):
 
 @needs_library
 @pytest.mark.parametrize("threads", ["1", "2"])
-def test_products_are_right_and_the_same_every_time(threads):
+def test_products_are_correct_and_deterministic(threads):
     run(_VALUES.replace("import_paddle(2)", f"import_paddle({threads})"), OARLOCK_GEMM="onednn")
 
 
@@ -167,7 +166,7 @@ def test_after_a_product_of_paddles_all_products_are_mkls(shape):
     assert "oneDNN is not available for matrix multiplication: Paddle has multiplied before in this process" in said
 
 
-def test_what_is_not_built_is_left(tmp_path, monkeypatch):
+def test_a_library_that_is_not_built_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(matmul_library, "LIBRARY", tmp_path / "oarlock_gemm.so")
     monkeypatch.setattr(matmul_library, "_gemm", None)
     assert "is not built (`bash scripts/setup.sh`" in matmul_library.use_library(matmul_library.ONEDNN)
@@ -178,7 +177,7 @@ def test_what_is_not_built_is_left(tmp_path, monkeypatch):
 
 @pytest.fixture
 def libraries(monkeypatch):
-    """setup.choose_matmul_library with libraries that only remember; gives what is in use and what this processor takes."""
+    """setup.choose_matmul_library with stub libraries; returns the one in use and the default of this processor."""
     state = {"used": matmul_library.MKL, "best": matmul_library.ONEDNN, "asked": "", "problem": ""}
 
     def use(library):
@@ -219,7 +218,7 @@ def libraries(monkeypatch):
         ("blis", {}, "onednn", "with blis, this run multiplies with oneDNN: results may differ in the last bits"),
     ],
 )
-def test_a_resumed_run_keeps_its_library_or_says_so(libraries, capsys, recorded, state, used, said):
+def test_a_resumed_run_keeps_its_library_or_reports_the_change(libraries, capsys, recorded, state, used, said):
     from oarlock.train.setup import choose_matmul_library
 
     libraries |= state
@@ -229,7 +228,7 @@ def test_a_resumed_run_keeps_its_library_or_says_so(libraries, capsys, recorded,
     assert said in heard if said else not heard
 
 
-def test_the_word_is_read_from_the_checkpoint_that_will_be_resumed(tmp_path):
+def test_the_library_is_read_from_the_resumed_checkpoint(tmp_path):
     from oarlock.train.checkpoint.resume import read_recorded_matmul_library
 
     checkpoint = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=None, overwrite_output_dir=False)
@@ -238,7 +237,7 @@ def test_the_word_is_read_from_the_checkpoint_that_will_be_resumed(tmp_path):
     for step, library in ((2, "mkl"), (10, "onednn")):
         _write_checkpoint(tmp_path / f"checkpoint-{step}", step, library)
     assert read_recorded_matmul_library(config) == "onednn"
-    (tmp_path / "checkpoint-10" / "manifest.json").write_text("{")  # damaged: the one before it will be taken
+    (tmp_path / "checkpoint-10" / "manifest.json").write_text("{")  # damaged: the previous one will be used
     assert read_recorded_matmul_library(config) == "mkl"
     checkpoint.resume_from_checkpoint = str(tmp_path / "checkpoint-2")
     (tmp_path / "checkpoint-10" / "manifest.json").unlink()

@@ -1,4 +1,4 @@
-"""Weights in 4 bits: the published tables, blocks, scales in 8 bits, memory, and the product with its gradient."""
+"""Weights in 4 bits: the published tables, blocks, 8-bit scales, memory, and the product with its gradient."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from oarlock.peft.quantization import (
 )
 
 
-def nearest(weight: np.ndarray, axis: int, table: np.ndarray, block: int) -> np.ndarray:
-    """Quantised and back, one block after the other, scales in float32."""
+def round_to_nearest(weight: np.ndarray, axis: int, table: np.ndarray, block: int) -> np.ndarray:
+    """Quantize and dequantize one block after another, with float32 scales."""
     rows = weight.T if axis == 0 else weight
     found = np.zeros_like(rows)
     for i, row in enumerate(rows):
@@ -31,7 +31,7 @@ def nearest(weight: np.ndarray, axis: int, table: np.ndarray, block: int) -> np.
     return found.T if axis == 0 else found
 
 
-def test_nf4_is_the_published_construction():
+def test_nf4_follows_the_published_construction():
     """Appendix E: 8 quantiles below zero, zero, 7 above, of a normal distribution cut at 0.9677083, scaled to 1."""
     quantile = NormalDist().inv_cdf
     below = [quantile(p) for p in np.linspace(0.9677083, 0.5, 8)[:-1]]
@@ -50,16 +50,16 @@ def test_fp4_and_the_8_bit_table_are_symmetric_and_complete():
 @pytest.mark.parametrize("algorithm", ["nf4", "fp4"])
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("shape", [(200, 131), (64, 64), (7, 1)])
-def test_every_weight_becomes_the_nearest_value_of_its_block(algorithm, axis, shape):
+def test_every_weight_is_rounded_to_the_nearest_value(algorithm, axis, shape):
     weight = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     weight[: shape[0] // 3] = 0.0  # blocks of zeros have no scale
     stored = QuantizedWeight(paddle.to_tensor(weight), axis, Quantization(algorithm, 64, double=False))
     np.testing.assert_array_equal(
-        stored.value().numpy(), nearest(weight, axis, np.array(TABLES[algorithm], np.float32), 64)
+        stored.value().numpy(), round_to_nearest(weight, axis, np.array(TABLES[algorithm], np.float32), 64)
     )
 
 
-def test_scales_in_8_bits_take_less_and_change_little():
+def test_8_bit_scales_are_smaller_and_accurate():
     weight = np.random.default_rng(1).standard_normal((4096, 64)).astype(np.float32)
     single = QuantizedWeight(paddle.to_tensor(weight), 0, Quantization(double=False))
     double = QuantizedWeight(paddle.to_tensor(weight), 0, Quantization())
@@ -70,8 +70,8 @@ def test_scales_in_8_bits_take_less_and_change_little():
 
 
 @pytest.mark.parametrize("name", ["llama.layers.0.self_attn.o_proj.weight", "llama.layers.0.mlp.gate_proj.weight"])
-def test_a_part_is_rounded_as_the_whole(name):
-    """Tensor parallel cuts across the blocks, never through them."""
+def test_a_slice_is_quantized_as_in_the_full_tensor(name):
+    """Tensor parallelism splits tensors between blocks, never inside one."""
     axis = block_axis(name)
     assert axis == (1 if "o_proj" in name else 0)
     weight = np.random.default_rng(2).standard_normal((96, 160)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The fused parts of a training step beside Paddle's and PaddleNLP's own: values, gradients, and what they refuse."""
+"""The fused parts of a training step compared with Paddle's and PaddleNLP's: values, gradients, and refusals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from helpers import LLM
 from oarlock.environment.paddle_import import import_paddle
 from oarlock.errors import EnvironmentProblem
 from oarlock.ops import install, library, linear_cross_entropy, rotary, self_check, swiglu
-from op_checks import normal, same
+from op_checks import check_same, draw_normal
 
 import_paddle()
 import paddle  # noqa: E402
@@ -28,10 +28,10 @@ IGNORED = -100
 
 
 def check_rotary(dim, heads, kv_heads, packed):
-    q, k = normal(2, 37, heads, dim), normal(2, 37, kv_heads, dim)
+    q, k = draw_normal(2, 37, heads, dim), draw_normal(2, 37, kv_heads, dim)
     cos, sin = llama.LlamaRotaryEmbedding(dim, 64)(q, seq_len=50)
     positions = paddle.to_tensor(np.random.default_rng(1).integers(0, 50, (2, 37))) if packed else None
-    same(
+    check_same(
         lambda q, k: rotary.fused_rotary(q, k, cos, sin, positions),
         lambda q, k: llama.apply_rotary_pos_emb(q, k, cos, sin, positions),
         [q, k],
@@ -45,8 +45,8 @@ def test_rotary(dim, heads, kv_heads, packed):
 
 
 def check_swiglu(shape):
-    same(swiglu.fused_swiglu, llama.swiglu, [normal(*shape) * 4, normal(*shape, seed=1)])
-    same(swiglu.fused_swiglu, llama.swiglu, [normal(*shape[:-1], 2 * shape[-1]) * 4])
+    check_same(swiglu.fused_swiglu, llama.swiglu, [draw_normal(*shape) * 4, draw_normal(*shape, seed=1)])
+    check_same(swiglu.fused_swiglu, llama.swiglu, [draw_normal(*shape[:-1], 2 * shape[-1]) * 4])
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 67), (2, 640), (1,), (300, 48), (0, 8)])
@@ -54,17 +54,17 @@ def test_swiglu(shape):
     check_swiglu(shape)
 
 
-def test_swiglu_far_out():
+def test_swiglu_of_large_inputs():
     gate = paddle.to_tensor([-1e30, -200.0, -87.5, 0.0, 87.5, 88.5, 200.0, 1e30, float("nan")] * 4)
     y, wanted = swiglu.fused_swiglu(gate, paddle.ones_like(gate)), paddle.nn.functional.silu(gate)
     np.testing.assert_allclose(y.numpy(), wanted.numpy(), rtol=1e-6, atol=1e-36)
 
 
 def check_cross_entropy(transposed, classes=77, rows=(4, 50)):
-    hidden, weight = normal(*rows, 32), normal(*((classes, 32) if transposed else (32, classes)))
+    hidden, weight = draw_normal(*rows, 32), draw_normal(*((classes, 32) if transposed else (32, classes)))
     labels = paddle.to_tensor(np.random.default_rng(2).integers(0, classes, rows))
     labels[1, 3:] = IGNORED
-    same(
+    check_same(
         lambda h, w: linear_cross_entropy.fused_linear_cross_entropy(h, w, labels, transposed, 1 / 13, IGNORED) * 3,
         lambda h, w: cross_entropy(
             paddle.matmul(h, w, transpose_y=transposed), labels, ignore_index=IGNORED, reduction="sum"
@@ -76,13 +76,13 @@ def check_cross_entropy(transposed, classes=77, rows=(4, 50)):
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("scores", [1, 77 * 7, 2**25])
 def test_cross_entropy(monkeypatch, transposed, scores):
-    """In pieces of one row, of seven (the last has less), and in one."""
+    """In chunks of one row, of seven (the last is shorter), and in one chunk."""
     monkeypatch.setattr(linear_cross_entropy, "MAX_LOGITS", scores)
     check_cross_entropy(transposed)
 
 
-def test_cross_entropy_makes_what_is_asked_for():
-    hidden, weight, labels = normal(6, 8), normal(8, 20), paddle.arange(6)
+def test_cross_entropy_computes_only_requested_outputs():
+    hidden, weight, labels = draw_normal(6, 8), draw_normal(8, 20), paddle.arange(6)
 
     def loss():
         return linear_cross_entropy.fused_linear_cross_entropy(hidden, weight, labels, False, 1.0, IGNORED)
@@ -98,8 +98,8 @@ def test_cross_entropy_makes_what_is_asked_for():
         assert loss().stop_gradient and abs(float(loss()) - float(whole)) < 1e-5
 
 
-def test_cross_entropy_of_large_scores():
-    """The largest score is taken off before exp."""
+def test_cross_entropy_of_large_logits():
+    """The largest logit is subtracted before exp."""
     hidden, weight = paddle.to_tensor([[1e4, -1e4]]), paddle.eye(2)
     for label, wanted in ((0, 0.0), (1, 2e4)):
         loss = linear_cross_entropy.fused_linear_cross_entropy(
@@ -116,7 +116,7 @@ def optimizers(count=5):
         for i, shape in enumerate([(7,), (33, 65), (3, 5, 2), (20000,), (1,)][:count]):
             attribute = paddle.ParamAttr(learning_rate=2.0 if i == 1 else 1.0)
             parameters.append(paddle.create_parameter(list(shape), "float32", attr=attribute))
-            parameters[-1].set_value(normal(*shape).detach())
+            parameters[-1].set_value(draw_normal(*shape).detach())
         rate = paddle.optimizer.lr.NoamDecay(64, 3, learning_rate=0.1)
         undecayed = parameters[2].name
         made.append((parameters, rate, paddle.optimizer.AdamW(
@@ -127,14 +127,14 @@ def optimizers(count=5):
 
 
 def check_adamw():
-    """Five steps of Paddle's and five of ours: parameters and all that a checkpoint keeps."""
+    """Five steps of Paddle's and of our optimizer: parameters, and everything a checkpoint stores."""
     states = []
     for fused, (parameters, rate, optimizer) in zip((False, True), optimizers(), strict=True):
         install.use(fused)
         for number in range(5):
             for i, parameter in enumerate(parameters):
                 if (i, number) != (4, 2):  # one without a gradient in one step
-                    (parameter * normal(*parameter.shape, seed=number)).sum().backward()
+                    (parameter * draw_normal(*parameter.shape, seed=number)).sum().backward()
             optimizer.step()
             optimizer.clear_grad(set_to_zero=False)
             rate.step()
@@ -150,7 +150,7 @@ def test_adamw():
 
 
 def test_adamw_leaves_other_optimizers_alone(monkeypatch):
-    """A subclass, groups, and gradients that are not float32 go Paddle's way."""
+    """A subclass, parameter groups, and gradients other than float32 use Paddle's code."""
     install.install()
     monkeypatch.setattr(install, "fused_adamw", lambda *_: pytest.fail("the fused step was taken"))
     parameter = paddle.create_parameter([4], "float32")
@@ -170,8 +170,8 @@ def test_adamw_leaves_other_optimizers_alone(monkeypatch):
 
 
 def test_refusals():
-    q, cos = normal(1, 4, 2, 8), normal(3, 8)
-    x, weight, labels = normal(5, 4), normal(4, 6), paddle.arange(5)
+    q, cos = draw_normal(1, 4, 2, 8), draw_normal(3, 8)
+    x, weight, labels = draw_normal(5, 4), draw_normal(4, 6), paddle.arange(5)
     for call, words in (
         (lambda: rotary.fused_rotary(q, q, cos, cos, None), "have 3 positions, x has 4"),
         (
@@ -182,7 +182,7 @@ def test_refusals():
         (lambda: rotary.fused_rotary(q[0], q, cos, cos, None), r"\[batch, length, heads, even dim\]; got \[4, 2, 8\]"),
         (lambda: swiglu.fused_swiglu(x, weight), r"of one shape; got \[5, 4\] and \[4, 6\]"),
         (lambda: swiglu.fused_swiglu(x.astype("float64"), x), "gate has to be float32; got float64"),
-        (lambda: swiglu.fused_swiglu(normal(2, 3)), r"beside each other; got \[2, 3\]"),
+        (lambda: swiglu.fused_swiglu(draw_normal(2, 3)), r"beside each other; got \[2, 3\]"),
         (
             lambda: linear_cross_entropy.fused_linear_cross_entropy(x, weight, labels + 2, False, 1.0, IGNORED),
             "label 6 is not among",
@@ -200,7 +200,7 @@ def test_refusals():
             call()
 
 
-def test_a_wrong_library_refuses_to_train(monkeypatch):
+def test_training_with_a_wrong_library_is_refused(monkeypatch):
     self_check.check_training_ops.__wrapped__()
     right = swiglu.fused_swiglu
     monkeypatch.setattr(self_check, "fused_swiglu", lambda gate, up: right(gate, up) * 1.01)
@@ -210,7 +210,7 @@ def test_a_wrong_library_refuses_to_train(monkeypatch):
 
 @pytest.mark.parametrize("isa", ["plain", "avx2"])
 def test_lower_instruction_sets(isa):
-    """What CPUs without AVX-512 run; the choice is made once in a process."""
+    """The code for CPUs without AVX-512; it is chosen once per process."""
     code = """
 import test_step_ops as ops
 import test_linear_ops
@@ -229,7 +229,7 @@ ops.check_adamw()
     assert result.returncode == 0, result.stderr[-3000:]
 
 
-def test_names_are_put_back():
+def test_patched_names_are_restored():
     before = [getattr(patch.owners()[0], patch.name) for patch in install.PATCHES]
     assert install.install() and install.install()
     assert all(

@@ -1,4 +1,4 @@
-"""From a configuration to a plan, and the notes on what is not in effect."""
+"""Making a plan from a configuration, and the notes on options without effect."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_degrees_of_a_configuration(ranks, flags, expected):
     assert plan.describe().split(";")[0] == expected
 
 
-def test_the_arithmetic_of_the_batch():
+def test_batch_sizes_are_computed():
     flags = "--tensor_parallel_degree 2 --pipeline_parallel_degree 2 --sharding stage2 --sharding_parallel_degree 2"
     batch = "--per_device_train_batch_size 1 --gradient_accumulation_steps 4"
     plan, _ = planned(16, *flags.split(), *batch.split())
@@ -59,10 +59,10 @@ def test_sequence_parallel_pads_to_the_length_the_model_is_built_for():
     assert planned(2, "--tensor_parallel_degree", "2", kind=FinetuneConfig)[0].length_multiple == 1
 
 
-# said at the start
+# notes at the start
 
 
-def test_one_process_sets_degrees_aside_and_says_so():
+def test_one_process_ignores_degrees_and_reports_it():
     flags = "--tensor_parallel_degree 4 --pipeline_parallel_degree 3 --virtual_pp_degree 2 --sequence_parallel"
     plan, notes = planned(1, *flags.split(), "--sharding", "stage2", "--sharding_degree", "5")
     assert plan == ParallelPlan(micro_batch_size=8)
@@ -106,16 +106,16 @@ def test_one_process_sets_degrees_aside_and_says_so():
         ),
     ],
 )
-def test_what_is_not_as_it_seems_is_said(ranks, flags, note):
+def test_options_without_effect_are_reported(ranks, flags, note):
     assert planned(ranks, *flags.split())[1] == [note]
 
 
-def test_nothing_is_said_where_all_is_in_effect():
+def test_nothing_is_reported_if_every_option_has_effect():
     flags = "--sharding stage1 --tensor_parallel_degree 2 --pipeline_parallel_degree 2 --gradient_accumulation_steps 2"
     assert planned(8, *flags.split())[1] == []
 
 
-def test_stages_of_unequal_size_are_said():
+def test_stages_of_unequal_size_are_reported():
     notes = check_plan(plan_of(pipeline=3), replace(LLAMA, num_layers=10), 16)
     assert notes == [
         "--pipeline_parallel_degree 3 does not divide num_hidden_layers 10: the stages hold 3, 4, 3 layers, and the "

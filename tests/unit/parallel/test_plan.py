@@ -51,7 +51,7 @@ def test_ranks_that_hold_one_copy_of_the_model_read_the_same_data(plan):
 @pytest.mark.parametrize(
     "plan", [plan_of(), plan_of(data=3), plan_of(tensor=2, pipeline=2, sharding=2), plan_of(data=2, tensor=4), FOUR_D]
 )
-def test_groups_are_paddles(plan):
+def test_groups_equal_paddle(plan):
     from paddle.distributed.fleet.base.topology import CommunicateTopology
 
     names = {"data": "data", "pipeline": "pipe", "sharding": "sharding", "tensor": "model"}
@@ -64,7 +64,7 @@ def test_groups_are_paddles(plan):
         assert plan.coordinates(rank) == (at.data, at.pipe, at.sharding, at.model)
 
 
-def test_the_order_of_the_axes_is_the_one_paddlenlp_gives_fleet():
+def test_the_axis_order_equals_paddlenlp():
     source = Path(importlib.util.find_spec("paddlenlp").origin).parent / "trainer/training_args.py"
     text = " ".join(source.read_text().split())
     assert 'if self.hybrid_parallel_topo_order is None: self.hybrid_parallel_topo_order = "pp_first"' in text
@@ -88,7 +88,7 @@ def test_a_rank_out_of_range_is_an_error():
         {"sequence_parallel": True},
     ],
 )
-def test_a_plan_that_does_not_add_up_can_not_be_made(fields):
+def test_an_inconsistent_plan_is_an_error(fields):
     with pytest.raises(ValueError):
         ParallelPlan(**fields)
 
@@ -112,7 +112,7 @@ def test_stage_and_pipeline_decide_the_sharding_strategy(degrees, strategy):
 
 
 def paddle_cut(num_layers: int, pipeline: int, virtual: int) -> list[list[int]] | None:
-    """The layers of each piece as PaddleNLP's pipe classes and SegmentLayers cut them; None where they refuse."""
+    """The layers of each chunk as split by PaddleNLP's pipe classes and SegmentLayers; None where they refuse."""
     from paddle import nn
     from paddle.distributed.fleet.meta_parallel.parallel_layers.pp_layers import LayerDesc, SegmentLayers
 
@@ -133,7 +133,7 @@ def paddle_cut(num_layers: int, pipeline: int, virtual: int) -> list[list[int]] 
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 3))
-def test_layers_are_cut_as_paddle_cuts_them(num_layers, pipeline, virtual):
+def test_layers_are_split_as_by_paddle(num_layers, pipeline, virtual):
     try:
         ours = [list(piece) for piece in cut_layers(num_layers, pipeline, virtual)]
     except ValueError:

@@ -1,4 +1,4 @@
-"""Plans that are refused, without a model and for one, and the degrees that are named instead."""
+"""Plans that are refused, with and without a model, and the degrees that are suggested instead."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from oarlock.parallel.plan_rules import check_plan, slicing_problems
 from support.plans import LLAMA, plan_of, planned
 
 
-def refused(ranks: int, *flags: str, kind: type = PretrainConfig) -> str:
+def expect_refusal(ranks: int, *flags: str, kind: type = PretrainConfig) -> str:
     with pytest.raises(ConfigError) as error:
         planned(ranks, *flags, kind=kind)
     return str(error.value)
 
 
-def misfit(plan: ParallelPlan, seq_length: int = 2048, **sizes) -> str:
+def find_misfit(plan: ParallelPlan, seq_length: int = 2048, **sizes) -> str:
     with pytest.raises(ConfigError) as error:
         check_plan(plan, replace(LLAMA, **sizes), seq_length)
     return str(error.value)
@@ -87,22 +87,24 @@ def misfit(plan: ParallelPlan, seq_length: int = 2048, **sizes) -> str:
     ],
 )
 def test_degrees_that_do_not_work(ranks, flags, message):
-    assert refused(ranks, *flags.split()) == message
+    assert expect_refusal(ranks, *flags.split()) == message
 
 
 def test_all_problems_of_the_degrees_are_listed():
-    message = refused(8, "--sharding_degree", "4", "--tensor_parallel_degree", "5")
+    message = expect_refusal(8, "--sharding_degree", "4", "--tensor_parallel_degree", "5")
     assert message.startswith("2 problems with the plan for 8 ranks:\n  - --sharding_parallel_degree 4 needs")
     assert message.endswith("\n  - --tensor_parallel_degree 5 does not divide 8 ranks; nearest: 4 or 8")
 
 
 def test_fine_tuning_has_no_interleaved_schedule():
     flags = "--pipeline_parallel_degree 4 --virtual_pp_degree 2 --gradient_accumulation_steps 8"
-    assert "batches of equal shape" in refused(4, *flags.split(), kind=FinetuneConfig)
+    assert "batches of equal shape" in expect_refusal(4, *flags.split(), kind=FinetuneConfig)
 
 
 def test_generation_has_no_sequence_parallel():
-    message = refused(2, "--tensor_parallel_degree", "2", "--sequence_parallel", "--do_generation", kind=FinetuneConfig)
+    message = expect_refusal(
+        2, "--tensor_parallel_degree", "2", "--sequence_parallel", "--do_generation", kind=FinetuneConfig
+    )
     assert message.startswith("--do_generation can't be combined with --sequence_parallel")
 
 
@@ -113,7 +115,7 @@ def test_micro_batches_of_the_interleaved_schedule(steps):
 
 
 @pytest.mark.parametrize("degrees", [{"stage": 2}, {"stage": 3}, {"stage": 3, "tensor": 2}, {"stage": 2, "tensor": 2}])
-def test_sharding_with_data_and_tensor_is_fine(degrees):
+def test_sharding_with_data_and_tensor_parallel_is_accepted(degrees):
     assert check_plan(plan_of(data=2, sharding=2, **degrees), LLAMA, 2048) == []
 
 
@@ -168,16 +170,16 @@ def test_sharding_with_data_and_tensor_is_fine(degrees):
             plan_of(tensor=4, pipeline=2),
             {"family": "gptj"},
             "2 problems with the plan for 8 ranks:\n"
-            "  - --tensor_parallel_degree 4: PaddleNLP has no tensor-parallel layers for gptj (it has for llama, qwen2, "
-            "mistral, gemma, bloom, chatglm, chatglm_v2, glm); drop the flag\n"
-            "  - --pipeline_parallel_degree 2: PaddleNLP has no pipeline class for gptj (it has for llama, qwen2, gemma, "
-            "chatglm_v2); drop the flag",
+            "  - --tensor_parallel_degree 4: PaddleNLP has no tensor-parallel layers for gptj (`oarlock families` "
+            "lists which families have them); drop the flag\n"
+            "  - --pipeline_parallel_degree 2: PaddleNLP has no pipeline class for gptj (`oarlock families` lists which "
+            "families have them); drop the flag",
         ),
         (
             plan_of(tensor=2, sequence_parallel=True),
-            {"family": "mistral"},
-            "--sequence_parallel: PaddleNLP has no sequence-parallel layers for mistral (it has for llama, qwen2, "
-            "chatglm_v2); drop the flag",
+            {"family": "bloom"},
+            "--sequence_parallel: PaddleNLP has no sequence-parallel layers for bloom (`oarlock families` lists which "
+            "families have them); drop the flag",
         ),
         (
             plan_of(tensor=2),
@@ -188,21 +190,21 @@ def test_sharding_with_data_and_tensor_is_fine(degrees):
     ],
 )
 def test_plans_that_do_not_fit_a_model(plan, sizes, message):
-    assert misfit(plan, **sizes) == message
+    assert find_misfit(plan, **sizes) == message
 
 
 def test_sequence_parallel_splits_the_sequence_evenly():
     plan = plan_of(tensor=4, sequence_parallel=True)
-    assert misfit(plan, seq_length=1022) == (
+    assert find_misfit(plan, seq_length=1022) == (
         "--sequence_parallel: sequences of 1,022 tokens (--max_seq_length; --src_length + --tgt_length or "
         "--packing_length) are not divisible by --tensor_parallel_degree 4; nearest: 1,020 or 1,024"
     )
-    assert misfit(plan, seq_length=3).endswith("nearest: 4")
+    assert find_misfit(plan, seq_length=3).endswith("nearest: 4")
 
 
 def test_all_problems_with_a_model_are_listed():
     plan = plan_of(tensor=8, pipeline=4, sharding=2, stage=3, sequence_parallel=True)
-    message = misfit(plan, seq_length=100, heads=28, kv_heads=4, num_layers=2)
+    message = find_misfit(plan, seq_length=100, heads=28, kv_heads=4, num_layers=2)
     for words in ("stage3", "num_attention_heads 28", "num_key_value_heads 4", "num_hidden_layers 2", "100 tokens"):
         assert words in message
     assert message.startswith("5 problems")
@@ -215,7 +217,7 @@ def test_all_problems_with_a_model_are_listed():
     groups=st.sampled_from([1, 2, 4]),
     intermediate=st.integers(32, 200),
 )
-def test_the_nearest_degree_named_is_legal(tensor, others, heads, groups, intermediate):
+def test_the_suggested_degree_is_valid(tensor, others, heads, groups, intermediate):
     world_size = tensor * others
     sizes = ModelSizes("llama", 4, 16 * heads, intermediate, heads, max(1, heads // groups), 240)
     try:

@@ -19,7 +19,7 @@ BENCHMARKS = ROOT / "benchmarks"
 
 
 def find_module(name: str, importer: Path) -> Path | None:
-    """The file of a module of ours; None for another's."""
+    """The file of an Oarlock module; None for any other module."""
     roots = [LLM] if name.split(".")[0] == "oarlock" else [importer.parent, BENCHMARKS]
     for root in roots:
         base = root / name.replace(".", "/")
@@ -45,7 +45,7 @@ def defined_names(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.rglob("*.py")), ids=lambda path: path.name)
-def test_what_a_benchmark_imports_exists(path):
+def test_imports_of_benchmarks_exist(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and (module := find_module(node.module, path)):
             missing = {alias.name for alias in node.names} - defined_names(module)

@@ -18,7 +18,7 @@ from oarlock.config import FinetuneConfig, load_config
 from oarlock.triton_repository.inputs import INPUTS
 from support.deploy_folder import DEPLOY
 
-# clients, with a server that answers as Triton and OpenAI do (the real ones: tests of oarlock serve)
+# clients, with a server that answers as Triton and OpenAI do (tests of oarlock serve use the real ones)
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -91,7 +91,7 @@ def test_clients_ask_and_print_the_answer(server, client):
 
 
 def test_the_grpc_client_sends_what_the_model_declares():
-    """Names and types of its tensors, read from its code, are those of the model's inputs."""
+    """The names and dtypes of its tensors, read from its code, are those of the model's inputs."""
     tree = ast.parse((DEPLOY / "clients/grpc_client.py").read_text())
     sent = {
         call.args[0].value: call.args[1].value

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from oarlock.cli.main import make_parser
-from support.deploy_folder import DEPLOY, ROOT, fake
+from support.deploy_folder import DEPLOY, ROOT, make_program
 
 SCRIPTS = sorted(DEPLOY.rglob("*.sh"))
 DOCKERFILES = sorted(DEPLOY.rglob("Dockerfile"))
@@ -34,7 +34,7 @@ def resource(kind: str) -> dict[str, Any]:
 # Kubernetes
 
 
-def test_every_manifest_is_named_by_its_kustomization():
+def test_every_manifest_is_listed_in_its_kustomization():
     for folder in ("base", "gpu"):
         kustomization = documents(DEPLOY / "kubernetes" / folder / "kustomization.yaml")[0]
         named = [*kustomization.get("resources", []), *(patch["path"] for patch in kustomization.get("patches", []))]
@@ -44,7 +44,7 @@ def test_every_manifest_is_named_by_its_kustomization():
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: str(path.relative_to(DEPLOY)))
-def test_manifests_have_what_the_api_requires(path):
+def test_manifests_have_the_required_fields(path):
     versions = {"Deployment": "apps/v1", "Service": "v1", "PersistentVolumeClaim": "v1"}
     versions["Kustomization"] = "kustomize.config.k8s.io/v1beta1"
     for document in documents(path):
@@ -69,7 +69,7 @@ def test_service_and_probes_reach_the_pod():
     assert probes["readinessProbe"]["path"] == probes["startupProbe"]["path"] == "/v2/health/ready"
 
 
-def test_the_pod_writes_nothing_but_its_own_folders_and_is_nobody():
+def test_the_pod_writes_only_its_own_folders_and_is_unprivileged():
     spec = resource("Deployment")["spec"]["template"]["spec"]
     (container,) = spec["containers"]
     assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] == 10001
@@ -86,7 +86,7 @@ def test_the_pod_writes_nothing_but_its_own_folders_and_is_nobody():
     assert set(container["resources"]) == {"requests", "limits"}
 
 
-def test_the_gpu_patch_changes_the_container_that_is_there():
+def test_the_gpu_patch_matches_the_container():
     (patch,) = documents(DEPLOY / "kubernetes/gpu/gpu.yaml")
     deployment = resource("Deployment")
     assert patch["metadata"]["name"] == deployment["metadata"]["name"]
@@ -130,7 +130,7 @@ def test_dockerfiles(path):
             assert check.returncode == 0, check.stderr
 
 
-def test_the_image_copies_what_is_there_and_ignores_the_rest():
+def test_the_image_copies_existing_files_and_ignores_the_rest():
     folder = DEPLOY / "docker"
     kept = {line[1:] for line in (folder / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")}
     sources = [
@@ -142,7 +142,7 @@ def test_the_image_copies_what_is_there_and_ignores_the_rest():
     assert version.partition("=")[2] == pinned[1]
 
 
-def test_the_image_starts_the_server_that_there_is():
+def test_the_image_starts_the_oarlock_server():
     entry = json.loads(dict(instructions(DEPLOY / "docker/Dockerfile"))["ENTRYPOINT"])
     assert entry[:2] == ["oarlock", "serve"]
     assert make_parser().parse_args(entry[1:]).folder == Path("/models")
@@ -168,7 +168,7 @@ def test_scripts_are_bash(path):
 
 
 def test_fastdeploy_runs_the_start_script_in_the_image(tmp_path):
-    docker, model = fake(tmp_path, "docker"), tmp_path / "my model"
+    docker, model = make_program(tmp_path, "docker"), tmp_path / "my model"
     model.mkdir()
     environment = {**os.environ, "DOCKER": str(docker), "MODEL": str(model), "IMAGE": "fd:2", "PORT": "9000"}
     command = ["bash", str(DEPLOY / "fastdeploy/run.sh"), "--tensor-parallel-size", "2"]

@@ -1,4 +1,4 @@
-"""Every command in the documents is one that the programs accept."""
+"""Every command in the documentation is accepted by the programs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_commands_are_accepted(document, line, monkeypatch):
         kind = PretrainConfig if "pretrain" in words[1] else FinetuneConfig
         rest = [word for word in words[2:] if word != "--print_config"]
         assert "--help" in rest or load_config(kind, rest)
-    elif words[0] == "curl":  # tests/e2e asks a server at these addresses
+    elif words[0] == "curl":  # tests/e2e uses a server at these addresses
         (address,) = [word for word in words if word.startswith("http://127.0.0.1:")]
         assert address.split("/", 3)[3].startswith(("v1/chat/completions", "v2/models/", "v2/repository/models/"))
         assert all(json.loads(given) for option, given in pairwise(words) if option in ("-d", "--data"))
@@ -66,13 +66,13 @@ def test_the_table_of_families_is_the_registry():
 
 
 def anchors(page: Path) -> set[str]:
-    """The names that headings get on a page."""
+    """The anchors that the headings of a page get."""
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
     headings = re.findall(r"^#+ (.*)$", text, re.M)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_links_lead_somewhere():
+def test_links_resolve():
     for path in DOCUMENTS:
         for target in re.findall(r"\]\(([^):]+)\)", path.read_text(encoding="utf-8").replace("\n", " ")):
             name, _, anchor = target.partition("#")
@@ -81,7 +81,7 @@ def test_links_lead_somewhere():
             assert not anchor or anchor in anchors(page), f"{path.name}: {target}"
 
 
-def test_the_python_of_the_documents_imports_what_there_is():
+def test_python_examples_import_existing_names():
     for path in DOCUMENTS:
         for block in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.S):
             for node in ast.walk(ast.parse(block)):
@@ -90,7 +90,7 @@ def test_the_python_of_the_documents_imports_what_there_is():
                     assert all(hasattr(module, alias.name) for alias in node.names), f"{path.name}: {node.module}"
 
 
-def test_every_pin_that_looks_odd_says_why():
+def test_every_unusual_pin_has_a_reason():
     odd = ("aistudio-sdk", "numpy", "protobuf", "pyarrow", "pandas", "datasets", "setuptools")
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     for name in odd:
@@ -98,7 +98,7 @@ def test_every_pin_that_looks_odd_says_why():
         assert "  # " in line, name
 
 
-def test_no_page_has_marks_of_a_merge_or_a_lone_mark_of_bold():
+def test_no_page_has_merge_markers_or_unbalanced_bold():
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"^(<{7}|>{7}|={7})( |$)", text, re.M), path.name

@@ -1,4 +1,4 @@
-"""What the documents claim about options, messages and combinations is what the program does."""
+"""The claims of the documentation about options, messages and combinations are true."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ OPTION_ROWS = [
 
 
 @pytest.mark.parametrize(("section", "theirs", "ours"), OPTION_ROWS, ids=lambda text: text[:40])
-def test_an_option_of_another_suite_is_answered_with_the_one_of_the_table(section, theirs, ours):
+def test_the_documented_option_names_match_the_hints(section, theirs, ours):
     config_class = PretrainConfig if section == "Megatron-LM" else FinetuneConfig
     for name in quoted(theirs):
         name, _, value = name.partition(":")
@@ -77,7 +77,7 @@ def test_an_option_of_another_suite_is_answered_with_the_one_of_the_table(sectio
 
 
 def combination(cell: str) -> tuple[type, list[str]]:
-    """The flags that a row combines, and the entrypoint that it is about."""
+    """The flags that a row combines, and its entrypoint."""
     asked = re.split(r" without ", cell)[0]
     flags = [word for flag in quoted(asked) for word in flag.split() if not flag.startswith("run_")]
     return (PretrainConfig if "pretraining" in cell else FinetuneConfig), flags
@@ -97,7 +97,7 @@ def test_a_combination_that_is_not_supported_is_refused(cell):
         make_plan(load_config(config_class, ["--do_train", *flags]).config, 8)
 
 
-def test_without_them_the_same_plan_is_accepted():
+def test_the_same_plan_without_the_combination_is_accepted():
     for config_class in (PretrainConfig, FinetuneConfig):
         make_plan(load_config(config_class, ["--do_train"]).config, 8)
 
@@ -106,7 +106,7 @@ def test_without_them_the_same_plan_is_accepted():
 
 
 def messages_of(tree: ast.AST) -> Iterator[str]:
-    """Every text of a module but its docstrings; what is filled in is "…"."""
+    """Every text of a module except docstrings; "…" stands for inserted values."""
     nodes = list(ast.walk(tree))
     docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
     for node in nodes:
@@ -123,7 +123,7 @@ def every_message() -> str:
     return "\n".join([*(text for source in sources for text in messages_of(ast.parse(source))), *shell])
 
 
-def test_the_messages_of_the_page_on_troubleshooting_are_those_of_the_program(every_message):
+def test_troubleshooting_quotes_real_messages(every_message):
     ours = ("Starting", "Options", "Data", "Models and tokenizers", "Training", "Exporting and serving")
     given = [message for section in ours for cell, _ in rows("troubleshooting.md", section) for message in quoted(cell)]
     assert len(given) > 40
@@ -147,7 +147,7 @@ def test_the_readme_is_short():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_paths_that_a_page_names_exist(page):
+def test_paths_in_the_documentation_exist(page):
     named = re.findall(
         r"(?<![\w/])(?:tests|scripts|configs|benchmarks|deploy|notebooks|custom_ops)/[\w/.-]*\w",
         page.read_text(encoding="utf-8"),

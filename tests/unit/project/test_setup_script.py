@@ -13,7 +13,7 @@ from helpers import ROOT
 
 
 def choose(tmp_path: Path, smi: str | None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """choose_paddle with an nvidia-smi that prints `smi` (None: there is none)."""
+    """Run choose_paddle with an nvidia-smi that prints `smi` (None: no nvidia-smi)."""
     binaries = tmp_path / "bin"
     binaries.mkdir()
     if smi is not None:
@@ -43,27 +43,27 @@ LINE = "| NVIDIA-SMI 550.54.15    Driver Version: 550.54.15    CUDA Version: {} 
         ("11.8", "cu118"),
     ],
 )
-def test_the_newest_wheel_the_driver_runs(tmp_path, cuda, wheel):
+def test_the_newest_wheel_that_the_driver_runs_is_chosen(tmp_path, cuda, wheel):
     result = choose(tmp_path, LINE.format(cuda))
     assert result.stdout.strip() == wheel, result.stderr
 
 
-def test_without_a_driver_it_is_the_cpu(tmp_path):
+def test_without_a_driver_the_cpu_wheel_is_chosen(tmp_path):
     assert choose(tmp_path, None).stdout.strip() == "cpu"
     (tmp_path / "bin").rmdir()
     assert choose(tmp_path, "NVIDIA-SMI has failed").stdout.strip() == "cpu"
 
 
-def test_the_users_word_goes_first(tmp_path):
+def test_the_choice_of_the_user_takes_precedence(tmp_path):
     assert choose(tmp_path, LINE.format("12.6"), PADDLE="cu118").stdout.strip() == "cu118"
 
 
-def test_an_old_driver_is_told_so(tmp_path):
+def test_an_old_driver_is_reported(tmp_path):
     result = choose(tmp_path, LINE.format("11.2"))
     assert result.returncode == 1 and "needs 11.8 or newer" in result.stderr
 
 
-# A Python that knows its version, and can make environments of its kind.
+# A Python that reports its version and creates environments with it.
 PYTHON = """#!/bin/bash
 case "$1 $2" in
   "-c "*) echo VERSION ;;
@@ -75,7 +75,7 @@ esac
 
 
 def pythons(folder: Path, **versions: str) -> Path:
-    """Programs of these names (an underscore for the dot); an empty version is one that does not start."""
+    """Make programs with these names (an underscore for the dot); an empty version is one that does not start."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, version in versions.items():
         program = folder / name.replace("_", ".")
@@ -85,7 +85,7 @@ def pythons(folder: Path, **versions: str) -> Path:
 
 
 def shell(tmp_path: Path, code: str, script: str = "setup.sh", **environment: str) -> subprocess.CompletedProcess[str]:
-    """With the functions of a script, tmp_path/bin before all else, and the environment tmp_path/venv."""
+    """Run bash with the functions of a script, tmp_path/bin first in PATH, and the environment tmp_path/venv."""
     tools = tmp_path / "tools"  # no Python of this machine
     tools.mkdir(exist_ok=True)
     for name in ("bash", "cat", "cp", "mkdir", "rm", "dirname", "basename", "id", "env"):
@@ -103,17 +103,17 @@ def shell(tmp_path: Path, code: str, script: str = "setup.sh", **environment: st
     [
         ({"python3_10": "3.10", "python3_11": "3.11", "python3_12": "3.12", "python3": "3.11"}, "python3.12"),
         ({"python3": "3.12"}, "python3"),  # Ubuntu 24.04
-        ({"python3_12": "", "python3_11": "3.11"}, "python3.11"),  # pyenv's shim of a version that is not switched on
+        ({"python3_12": "", "python3_11": "3.11"}, "python3.11"),  # pyenv's shim of a version that is not active
         ({"python3_13": "3.13", "python3": "3.13", "python": "3.10"}, "python"),
     ],
 )
-def test_the_newest_supported_python(tmp_path, found, taken):
+def test_the_newest_supported_python_is_chosen(tmp_path, found, taken):
     pythons(tmp_path / "bin", **found)
     result = shell(tmp_path, "find_python")
     assert result.stdout.strip() == str(tmp_path / "bin" / taken), result.stderr
 
 
-def test_without_a_supported_python_it_says_what_to_install(tmp_path):
+def test_without_a_supported_python_the_error_says_what_to_install(tmp_path):
     pythons(tmp_path / "bin", python3="3.13")
     result = shell(tmp_path, "find_python")
     assert result.returncode == 1
@@ -122,19 +122,19 @@ def test_without_a_supported_python_it_says_what_to_install(tmp_path):
     assert result.returncode == 1 and "python3 is 3.13" in result.stderr
 
 
-def test_an_environment_keeps_its_python_until_another_is_asked_for(tmp_path):
+def test_an_environment_keeps_its_python_until_another_is_requested(tmp_path):
     folder = pythons(tmp_path / "bin", python3_12="3.12", python3_11="3.11")
     made = "python=$(find_python); make_venv $python; version_of $VENV/bin/python"
     assert shell(tmp_path, made, PYTHON=str(folder / "python3.11")).stdout.splitlines()[-1] == "3.11"
-    assert shell(tmp_path, made).stdout.splitlines() == ["3.11"]  # nothing is made
+    assert shell(tmp_path, made).stdout.splitlines() == ["3.11"]  # nothing is created
     asked = shell(tmp_path, made, PYTHON="python3.12").stdout
     assert "has Python 3.11, so it is rebuilt" in asked and asked.splitlines()[-1] == "3.12"
-    pythons(tmp_path / "venv" / "bin", python="3.9")  # from a time when that was supported
+    pythons(tmp_path / "venv" / "bin", python="3.9")  # from when that version was supported
     again = shell(tmp_path, made).stdout
     assert "has Python 3.9, so it is rebuilt" in again and again.splitlines()[-1] == "3.12"
 
 
-def test_the_smoke_test_goes_over_the_other_pythons(tmp_path):
+def test_the_smoke_test_runs_on_the_other_pythons(tmp_path):
     pythons(tmp_path / "venv" / "bin", python="3.12")
     pythons(tmp_path / "bin", python3_10="3.10", python3_11="")
     pythons(tmp_path / "home" / ".pyenv" / "versions" / "3.11.9" / "bin", python3_11="3.11")
@@ -145,7 +145,7 @@ def test_the_smoke_test_goes_over_the_other_pythons(tmp_path):
         "/home/.pyenv/versions/3.11.9/bin/python3.11",
         "/bin/python3.10",
     ]
-    # Those that it would set up: bash runs setup.sh, and what it made runs the test.
+    # The versions it would set up: bash runs setup.sh, and the environment runs the test.
     said = shell(tmp_path, "bash() { echo set up $PYTHON; exit 0; }; main_smoke", "smoke.sh").stdout
     assert "3.12" not in said and "python3.11" in said
 

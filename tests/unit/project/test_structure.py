@@ -1,4 +1,4 @@
-"""The house's rules: nobody imports upstream, and asking for help does not import paddle."""
+"""Rules of the source tree: packages import in one order, and asking for help does not import paddle."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ ORDER = (
         "hub",
         "data",
         "weights",
+        "decoder",
         "model_config",
         "peft",
         "models",
@@ -42,7 +43,7 @@ ORDER = (
     ),
     *("export", "serve", "api", "cli", "__main__"),
 )
-# An exported folder does not depend on training, and a server depends on nothing but the folders it is given.
+# An exported folder does not depend on training, and a server depends only on the folders it is given.
 NEVER = {"export": {"train"}, "serve": {"train", "export"}}
 
 
@@ -61,7 +62,7 @@ def imported_packages(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_follow_the_order_of_packages(path):
     own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    # Templates of model.py are copied into repositories, where they import what has been copied with them.
+    # Templates of model.py are copied into repositories, and import what is copied with them.
     is_template = path.is_relative_to(PACKAGE / "triton_repository" / "models")
     if own == "__init__" or is_template:
         return
@@ -75,7 +76,7 @@ def test_every_package_is_in_the_order():
     assert found - {"__init__"} == set(ORDER)
 
 
-def test_only_one_file_knows_training_arguments():
+def test_only_one_file_uses_training_arguments():
     users = [p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if "TrainingArguments(" in p.read_text()]
     assert users == ["parallel/training_args.py"]
 
@@ -102,9 +103,9 @@ def test_light_commands_do_not_import_paddle(words):
     assert result.returncode == 0, result.stderr
 
 
-# What parses JSON beside oarlock.formats, and why that may.
+# Files outside oarlock.formats that parse JSON, and why they may.
 OWN_JSON = {
-    "data/files/json_text.py": "records of data, as strict as formats but for what stands beside the text",
+    "data/files/json_text.py": "records of data; as strict as formats, except for the text around them",
     "data/files/json_lists.py": "finds the end of a record that json_text has refused",
     "data/tokenizers/fast_tokenizer.py": "what the tokenizers library says of a tokenizer in memory",
     "data/examples/marked_encoding.py": "the same",
@@ -112,7 +113,7 @@ OWN_JSON = {
     "weights/save.py": "what save_pretrained wrote a moment before",
     "parallel/nodes.py": "what a rank of this launch put into its memory, which only such ranks reach",
     "serve/supervision/admin_client.py": "its answer",
-    "serve/front/process.py": "what `oarlock serve` tells the front on its input",
+    "serve/front/process.py": "messages of `oarlock serve` to the front",
     "serve/triton/fastdeploy_json.py": "a request that the front has bounded; checked field by field behind it",
     "serve/triton/fields.py": "the same",
     "serve/triton/relay.py": "the model's configuration, which `oarlock serve` wrote, from Triton",
@@ -136,7 +137,7 @@ def parses(path: Path) -> bool:
     )
 
 
-def test_only_formats_reads_json_and_yaml_of_others():
+def test_only_formats_parses_json_and_yaml():
     users = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if parses(path)}
     assert {name for name in users if not name.startswith("formats/")} == set(OWN_JSON)
 

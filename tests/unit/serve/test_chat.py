@@ -1,4 +1,4 @@
-"""oarlock chat: what is kept of a conversation, and the program as it is used in a pipe and in a terminal."""
+"""oarlock chat: which turns of a conversation are kept, and the program in a pipe and in a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from helpers import LLM, heed_signals, run_program
+from helpers import LLM, reset_signals, run_program
 from oarlock.cli.commands import chat as chat_command
 from oarlock.data.templates.chat_template import ChatTemplate
 from oarlock.models.generate import ask_model
@@ -55,14 +55,14 @@ def test_a_conversation_is_kept_and_reset(engine):
     assert [message["role"] for message in chat.messages] == ["system"]
 
 
-def test_white_space_around_an_answer_is_left_out(engine):
+def test_whitespace_around_an_answer_is_stripped(engine):
     sampling = SamplingParams(max_tokens=6, min_tokens=6)
     chat = Chat(engine(), sampling)
     chat._stream_texts = lambda question: iter([" ", "\n a", " ", "b", " \n", " "])
     assert "".join(chat.ask("x")) == "a b" and chat.messages[-1]["content"] == "a b"
 
 
-def test_the_oldest_rounds_go_when_the_context_is_full(engine):
+def test_the_oldest_turns_are_dropped_when_the_context_is_full(engine):
     chat = Chat(engine(context=24), SamplingParams(max_tokens=4))
     for i in range(6):
         "".join(chat.ask(f"word{i}"))
@@ -92,7 +92,7 @@ def test_lines_of_a_pipe(engine, monkeypatch, capsys):
     assert out == "=>\n" * 3 and "may have 40" in err and "/quit leaves" in err and "new conversation" in err
 
 
-def test_ctrl_c_ends_an_answer_and_not_the_program(engine, monkeypatch, capsys):
+def test_ctrl_c_ends_an_answer_but_not_the_program(engine, monkeypatch, capsys):
     chat = Chat(engine(), SamplingParams(max_tokens=4))
 
     def pieces(question):
@@ -113,18 +113,18 @@ def test_the_program_in_a_pipe(tiny_model):
     assert "decoder" not in result.stdout and "fused decoder" in result.stderr
 
 
-def test_wrong_words_are_refused(tiny_model):
+def test_wrong_arguments_are_refused(tiny_model):
     result = run_program("oarlock", "chat", str(tiny_model), "--temperature", "-1", input="")
     assert result.returncode == 2 and "temperature must be from 0 to 100" in result.stderr
 
 
 def test_the_program_in_a_terminal(tiny_model):
-    """A person types, presses Ctrl-C at the prompt, and leaves."""
+    """A user types, presses Ctrl-C at the prompt, and leaves."""
     ours, theirs = pty.openpty()
     words = [sys.executable, "-m", "oarlock", "chat", str(tiny_model), "--max-tokens", "5"]
     environment = {**os.environ, "PYTHONPATH": str(LLM), "TERM": "dumb"}
     how = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "env": environment, "start_new_session": True}
-    with subprocess.Popen(words, preexec_fn=heed_signals, **how) as program:
+    with subprocess.Popen(words, preexec_fn=reset_signals, **how) as program:
         os.close(theirs)
         seen = ""
 
@@ -146,7 +146,7 @@ def test_the_program_in_a_terminal(tiny_model):
             until("\r\n> ", 1)
             os.write(ours, b"hello\n")
             until("\r\n> ", 2)
-            # Nothing but a hint. (Between readline's prompt and its wait for a key, Python keeps a signal for later.)
+            # Only a hint. (Between readline's prompt and its wait for a key, Python defers signals.)
             press_ctrl_c()
             until("/quit leaves", 2, remind=press_ctrl_c)
             os.write(ours, b"/quit\n")

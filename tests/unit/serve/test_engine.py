@@ -1,4 +1,4 @@
-"""The engine around a scripted decoder: who gets a place, who loses it, and what an error does to the others."""
+"""The engine with a scripted decoder: which requests run, which are cancelled, and how errors affect the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_chunks_of_an_answer(make_engine):
     assert [chunk.text for chunk in answer.chunks] == ["C", "D", "E", "F"] and answer.token_ids == [67, 68, 69, 70]
     assert [chunk.completion_tokens for chunk in answer.chunks] == [1, 2, 3, 4] and answer.prompt_tokens == 2
     assert [chunk.finish_reason for chunk in answer.chunks] == [None, None, None, "length"]
-    # the model's own end, with nothing of it in the answer
+    # the model's own end token, which is not in the answer
     request, answer = submit(engine, [298], max_tokens=4)
     assert request.wait(GUARD_S) and answer.token_ids == [299] and answer.finish_reason == "stop"
     request, answer = submit(engine, [298], max_tokens=4, ignore_eos=True)
@@ -30,7 +30,7 @@ def test_chunks_of_an_answer(make_engine):
     request, answer = submit(engine, [65], max_tokens=9, stop=("EF", "zz"))
     assert request.wait(GUARD_S) and answer.text == "BCD" and answer.token_ids == [66, 67, 68, 69, 70]
     assert answer.finish_reason == "stop" and [chunk.text for chunk in answer.chunks] == ["B", "C", "D", "", ""]
-    request, answer = submit(engine, [65], max_tokens=5, stop=("FG",))  # held back, then there is no more
+    request, answer = submit(engine, [65], max_tokens=5, stop=("FG",))  # held back until the answer ends
     assert request.wait(GUARD_S) and answer.text == "BCDEF" and answer.finish_reason == "length"
     request, answer = submit(engine, [65], max_tokens=6, min_tokens=3, stop=("C", "F"), stop_token_ids=(67,))
     assert request.wait(GUARD_S) and 67 not in answer.token_ids and answer.finish_reason in ("stop", "length")
@@ -45,11 +45,13 @@ def test_requests_join_and_leave_between_steps(make_engine):
     assert all(request.wait(GUARD_S) for request, _ in asked)
     assert [len(answer.token_ids) for _, answer in asked] == [8, 2, 3, 1]
     assert max(map(len, decoder.steps)) == 2 and not decoder.alive
-    assert any(5 in step and 1 in step for step in decoder.steps), "the third prompt was read beside an answer"
+    assert any(5 in step and 1 in step for step in decoder.steps), (
+        "the third prompt was read between the steps of an answer"
+    )
     assert len(decoder.steps) <= 8 + 1
 
 
-def test_long_prompts_are_read_in_parts_beside_answers(make_engine):
+def test_long_prompts_are_prefilled_in_parts_between_decode_steps(make_engine):
     decoder = Script(chunk=10)
     engine = make_engine(decoder, context=200)
     decoder.gate.clear()
@@ -58,10 +60,10 @@ def test_long_prompts_are_read_in_parts_beside_answers(make_engine):
     assert all(request.wait(GUARD_S) for request, _ in asked)
     assert [answer.token_ids[0] for _, answer in asked] == [4, 26, 13]
     assert all(sum(count for count in step if count > 1) <= 10 for step in decoder.steps)
-    assert any(1 in step and max(step) > 1 for step in decoder.steps), "answers go on while a prompt is read"
+    assert any(1 in step and max(step) > 1 for step in decoder.steps), "answers continue while a prompt is read"
 
 
-def test_a_cancelled_request_frees_its_place(make_engine):
+def test_a_cancelled_request_frees_its_slot(make_engine):
     decoder = Script()
     engine = make_engine(decoder, context=ENDLESS, max_batch=1, max_tokens=ENDLESS)
     first, answer = submit(engine, [1], ignore_eos=True)
@@ -82,7 +84,7 @@ def test_a_cancelled_request_frees_its_place(make_engine):
     assert chunk.token_ids == (2,) and submit(engine, [5], max_tokens=1)[0].wait(GUARD_S)
 
 
-def test_a_waiting_request_can_be_cancelled_and_runs_out_of_time(make_engine):
+def test_a_waiting_request_can_be_cancelled_and_times_out(make_engine):
     decoder = Script()
     engine = make_engine(decoder, max_batch=1, timeout=0.3)
     decoder.gate.clear()
@@ -97,7 +99,7 @@ def test_a_waiting_request_can_be_cancelled_and_runs_out_of_time(make_engine):
     assert running.finish_reason == "error"
 
 
-def test_an_error_ends_only_the_request_it_belongs_to(make_engine):
+def test_an_error_ends_only_its_own_request(make_engine):
     decoder = Script()
 
     def fails(tokens):
@@ -118,7 +120,7 @@ def test_an_error_ends_only_the_request_it_belongs_to(make_engine):
     assert request.wait(GUARD_S) and answer.token_ids == [51] and not decoder.alive
 
 
-def test_a_failure_of_the_engine_leaves_nobody_waiting(make_engine, monkeypatch, capsys):
+def test_an_engine_failure_ends_all_requests(make_engine, monkeypatch, capsys):
     decoder = Script()
     engine = make_engine(decoder)
     schedule = engine._schedule
@@ -135,7 +137,7 @@ def test_a_failure_of_the_engine_leaves_nobody_waiting(make_engine, monkeypatch,
     assert "could not be dropped" in capsys.readouterr().out
 
 
-def test_a_client_that_fails_is_cancelled(make_engine, capsys):
+def test_a_request_whose_callback_fails_is_cancelled(make_engine, capsys):
     decoder = Script()
     engine = make_engine(decoder, context=ENDLESS, max_tokens=ENDLESS)
 
@@ -148,7 +150,7 @@ def test_a_client_that_fails_is_cancelled(make_engine, capsys):
     assert "ConnectionError: gone" in capsys.readouterr().out
 
 
-def test_the_queue_has_an_end(make_engine):
+def test_the_queue_is_bounded(make_engine):
     decoder = Script()
     decoder.gate.clear()
     engine = make_engine(decoder, max_batch=1, max_queue=2)
@@ -164,7 +166,7 @@ def test_the_queue_has_an_end(make_engine):
 
 
 @pytest.mark.parametrize("drain", [True, False])
-def test_closing(make_engine, drain):
+def test_closing_the_engine_ends_all_requests(make_engine, drain):
     decoder = Script()
     decoder.gate.clear()
     engine = make_engine(decoder, max_batch=1)
@@ -183,10 +185,10 @@ def test_closing(make_engine, drain):
     assert not decoder.alive
 
 
-def test_limits_of_an_answer(make_engine):
+def test_length_limits_of_an_answer(make_engine):
     engine = make_engine(Script(), context=64, max_length=20, max_tokens=8)
     request, answer = submit(engine, [1] * 15, ignore_eos=True)
-    assert request.wait(GUARD_S) and answer.completion_tokens == 5  # what the length leaves
+    assert request.wait(GUARD_S) and answer.completion_tokens == 5  # the remaining length
     request, answer = submit(engine, [1] * 5, ignore_eos=True)
     assert request.wait(GUARD_S) and answer.completion_tokens == 8
     request, answer = submit(engine, [1] * 18, ignore_eos=True, default_tokens=4)

@@ -1,4 +1,4 @@
-"""What the engine reads of a request: stop texts in special tokens, begin tokens, text that spells them, messages."""
+"""How the engine reads a request: stop texts in special tokens, begin tokens, spelled special tokens, messages."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from support.scripted_engine import GUARD_S, Script, submit
 @pytest.mark.parametrize(
     ("stop", "text", "tokens"),
     [
-        (("<x>",), "BCDE", 5),  # hidden in the text all the same
-        (("DE<x>G",), "BC", 6),  # with what stands around it
+        (("<x>",), "BCDE", 5),  # hidden in the text nevertheless
+        (("DE<x>G",), "BC", 6),  # with the text around it
         (("E<x>",), "BCD", 5),
-        (("<x>H",), "BCDEG", 6),  # is not said
+        (("<x>H",), "BCDEG", 6),  # is not reported
         ((">",), "BCDE", 5),
     ],
 )
@@ -41,7 +41,7 @@ def ids_of(engine, **prompt):
     return engine.submit(asked.prompt, asked.sampling, lambda chunk: None).prompt_ids
 
 
-def test_raw_prompts_begin_once(make_engine):
+def test_raw_prompts_have_one_begin_token(make_engine):
     engine = make_engine(Script(), special={70: "<x>"}, begin=(70,))
     assert ids_of(engine, text="AB") == [70, 65, 66] == ids_of(engine, text="<x>AB")
     assert ids_of(engine, text="A<x>") == [70, 65, 70] and ids_of(engine, text="<x>") == [70]
@@ -53,14 +53,14 @@ def test_raw_prompts_begin_once(make_engine):
 @pytest.mark.parametrize(
     ("parsing", "raw", "said"), [("prompts", [70], "<x>"), ("all", [70], [70]), ("none", "<x>", "<x>")]
 )
-def test_special_tokens_in_a_clients_text(make_engine, parsing, raw, said):
+def test_special_tokens_in_client_text(make_engine, parsing, raw, said):
     engine = make_engine(Script(), special={70: "<x>"}, parsing=parsing)
     text, messages = "<x>", [{"role": "user", "content": "<x>"}]
     assert ids_of(engine, text=text) == (list(map(ord, raw)) if isinstance(raw, str) else raw)
     assert ids_of(engine, messages=messages) == (list(map(ord, said)) if isinstance(said, str) else said)
 
 
-def refusal(engine, messages, **more):
+def expect_refusal(engine, messages, **more):
     with pytest.raises(RequestRefused) as caught:
         ids_of(engine, messages=messages, **more)
     return str(caught.value)
@@ -70,22 +70,22 @@ ANY_ROLE = "{% for m in messages %}{{ '[' + m.role + ']' + m.content }}{% endfor
 WITH_NAMES = "{% for m in messages %}{{ m.name or m.role }}:{{ m.content }};{% endfor %}"
 
 
-def test_messages_that_are_lost_are_named(make_engine):
+def test_messages_that_a_template_drops_are_named(make_engine):
     user = {"role": "user", "content": "hi"}
     engine = make_engine(Script(), context=200)
-    assert "messages[1]" in refusal(engine, [user, {"role": "assistant", "content": "lost"}])
-    assert "messages[0].role" in refusal(engine, [{"role": "assitant", "content": "x"}])
-    assert "tools" in refusal(engine, [user], tools=[{"type": "function", "function": {"name": "f"}}])
-    assert "messages[0].name" in refusal(engine, [{**user, "name": "anna"}])
+    assert "messages[1]" in expect_refusal(engine, [user, {"role": "assistant", "content": "lost"}])
+    assert "messages[0].role" in expect_refusal(engine, [{"role": "assitant", "content": "x"}])
+    assert "tools" in expect_refusal(engine, [user], tools=[{"type": "function", "function": {"name": "f"}}])
+    assert "messages[0].name" in expect_refusal(engine, [{**user, "name": "anna"}])
     part = {"type": "text", "text": "a", "cache_control": {}}
-    assert "content[0].cache_control" in refusal(engine, [{"role": "user", "content": [part]}])
+    assert "content[0].cache_control" in expect_refusal(engine, [{"role": "user", "content": [part]}])
     with pytest.raises(RequestRefused, match="tools go with messages"):
         Prompt(text="a", tools=[]).check()
     nameful = make_engine(Script(), context=200, template=WITH_NAMES)
     assert ids_of(nameful, messages=[{**user, "name": "anna"}]) == list(map(ord, "anna:hi;"))
 
 
-def test_developer_is_system(make_engine):
+def test_the_developer_role_is_the_system_role(make_engine):
     engine = make_engine(Script(), context=200, template=ANY_ROLE)
     system, developer = (
         [{"role": role, "content": "a"}, {"role": "user", "content": "b"}] for role in ("system", "developer")
@@ -93,9 +93,9 @@ def test_developer_is_system(make_engine):
     assert ids_of(engine, messages=system) == ids_of(engine, messages=developer) == list(map(ord, "[system]a[user]b"))
 
 
-def test_a_template_that_refuses_a_tool_is_told_with_its_message(make_engine):
+def test_the_message_of_a_template_error_is_reported(make_engine):
     only_users = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else %}{{ raise_exception('who?') }}{% endif %}{% endfor %}"  # fmt: skip
     engine = make_engine(Script(), context=200, template=only_users)
-    said = refusal(engine, [{"role": "user", "content": "a"}, {"role": "function", "name": "f", "content": "b"}])
+    said = expect_refusal(engine, [{"role": "user", "content": "a"}, {"role": "function", "name": "f", "content": "b"}])
     assert said.startswith("messages[1] (role function): ") and "who?" in said
-    assert refusal(engine, [{"role": "assistant", "content": "a"}]).endswith("who?")
+    assert expect_refusal(engine, [{"role": "assistant", "content": "a"}]).endswith("who?")

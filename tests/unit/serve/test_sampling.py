@@ -1,4 +1,4 @@
-"""The choice of a token beside the plainest code for it, and the text that comes of tokens, however it is cut."""
+"""Sampling compared with a naive implementation, and detokenization across chunk boundaries."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ HOW = st.builds(
 )
 
 
-def plain(scores, how):
-    """{token: mass} by sorting all tokens."""
+def sample_naively(scores, how):
+    """{token: probability} by sorting all tokens."""
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
     masses = np.exp(np.asarray(scores, np.float64) / how.temperature - max(scores) / how.temperature)
     order = order[: how.top_k or None]
@@ -39,24 +39,24 @@ def plain(scores, how):
 
 @given(scores=SCORES, how=HOW)
 @settings(max_examples=300, deadline=None)
-def test_what_is_kept(scores, how):
+def test_top_k_and_top_p_candidates(scores, how):
     tokens, masses = filter_tokens(scores, how)
-    wanted = plain(scores, how)
+    wanted = sample_naively(scores, how)
     near = abs(
-        np.cumsum(list(plain(scores, SamplingParams(temperature=how.temperature, top_k=how.top_k)).values()))
+        np.cumsum(list(sample_naively(scores, SamplingParams(temperature=how.temperature, top_k=how.top_k)).values()))
         - how.top_p
     )
     if how.top_p < 1 and near.min() < 1e-9:
-        return  # on the edge rounding decides
+        return  # at the boundary, rounding decides
     assert set(tokens.tolist()) == set(wanted)
     np.testing.assert_allclose(masses, [wanted[token] for token in tokens.tolist()], rtol=1e-9)
 
 
-def test_more_candidates_than_are_looked_at_first():
+def test_more_candidates_than_the_first_selection():
     scores = np.random.default_rng(0).normal(0, 0.01, 5000).astype(np.float32)
     how = SamplingParams(temperature=1.0, top_p=0.9)
     assert (
-        set(filter_tokens(scores, how)[0].tolist()) == set(plain(scores, how))
+        set(filter_tokens(scores, how)[0].tolist()) == set(sample_naively(scores, how))
         and len(filter_tokens(scores, how)[0]) > 4000
     )
 
@@ -104,8 +104,8 @@ EXTREMES = st.one_of(
 )
 @settings(max_examples=600, deadline=None)
 @pytest.mark.filterwarnings("error")
-def test_any_number_is_refused_or_chosen_by(scores, fields, top_k, hidden):
-    """As requests bring them (float32) and as JSON has them (float64)."""
+def test_every_number_is_refused_or_honoured(scores, fields, top_k, hidden):
+    """As in requests (float32) and as in JSON (float64)."""
     if hidden and len(scores) > 1:
         scores[-1] = -np.inf
     how = SamplingParams(**fields, top_k=top_k, seed=1)
@@ -120,8 +120,8 @@ def test_any_number_is_refused_or_chosen_by(scores, fields, top_k, hidden):
         assert 0 <= token < len(scores) and scores[token] > -np.inf
 
 
-def test_a_penalty_near_nothing_keeps_the_order():
-    """Of tokens whose scores leave float32 by it."""
+def test_a_penalty_near_zero_keeps_the_order():
+    """Of tokens whose logits overflow float32 because of it."""
     scores = np.array([2, 7, 5, 30], np.float32)
     for penalty in (1e-38, 1e-30, 1e-45, 5e-324):
         assert Sampler(SamplingParams(repetition_penalty=penalty), [0, 2]).choose(scores) in (
@@ -132,7 +132,7 @@ def test_a_penalty_near_nothing_keeps_the_order():
         ) in (0, 2)
 
 
-def test_frequencies_of_samples():
+def test_sample_frequencies_match_the_distribution():
     scores = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     sampler = Sampler(SamplingParams(temperature=1.0, top_p=0.9, seed=5), [])
     found = np.bincount([sampler.choose(scores) for _ in range(4000)], minlength=4) / 4000
@@ -141,13 +141,13 @@ def test_frequencies_of_samples():
     assert [again[0].choose(scores) for _ in range(50)] == [again[1].choose(scores) for _ in range(50)]
 
 
-def test_ends_are_hidden_until_there_are_enough_tokens():
+def test_end_tokens_are_suppressed_until_min_tokens():
     scores = np.array([3, 2, 1], np.float32)
     sampler = Sampler(SamplingParams(min_tokens=2), [], ends=[0])
     assert [sampler.choose(scores) for _ in range(4)] == [1, 1, 0, 0]
 
 
-def test_scores_that_are_no_numbers():
+def test_non_finite_logits_are_an_error():
     with pytest.raises(ArithmeticError, match="not finite"):
         Sampler(SamplingParams(), []).choose(np.array([1, np.nan, 2], np.float32))
     with pytest.raises(ArithmeticError, match="not finite"):
@@ -170,8 +170,8 @@ def cut(text, places):
     places=st.lists(st.integers(0, 30), max_size=12),
 )
 @settings(max_examples=500, deadline=None)
-def test_stop_texts_however_the_text_is_cut(text, stops, places):
-    """X is hidden: found, and not shown."""
+def test_stop_texts_are_found_across_chunks(text, stops, places):
+    """X is a hidden token: found, but not shown."""
     ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
     wanted = (text[: min(ends)[1]] if ends else text).replace("X", "")
     finder, shown = StopFinder(stops), ""
@@ -194,8 +194,8 @@ WORDS = "naïve 山 river 👩‍👩‍👧 🇫🇷"
 @given(data=st.one_of(st.text(max_size=20), st.text(WORDS, max_size=20)).map(lambda t: t.encode("utf-8", "ignore")),
        wild=st.binary(max_size=4), places=st.lists(st.integers(0, 60), max_size=40))  # fmt: skip
 @settings(max_examples=300, deadline=None)
-def test_characters_come_whole(data, wild, places):
-    """Tokens that are bytes, one or several each, as byte-level tokenizers have them; also such as are no text."""
+def test_characters_are_never_split(data, wild, places):
+    """Tokens of one or several bytes, as in byte-level tokenizers, including invalid UTF-8."""
     tokens = [piece for piece in cut(data + wild, places) if piece]
     detokenizer = Detokenizer(lambda ids: b"".join(tokens[i] for i in ids).decode("utf-8", "replace"))
     pieces = [detokenizer.add(i) for i in range(len(tokens))]
@@ -206,13 +206,13 @@ def test_characters_come_whole(data, wild, places):
     assert detokenizer.flush() == ""
 
 
-def test_a_space_that_begins_a_text_is_not_lost_in_the_middle():
-    words = ["▁Hello", "▁world", "", "▁!"]  # as SentencePiece has them; the third is a special token
+def test_a_leading_space_is_kept_in_the_middle_of_a_text():
+    words = ["▁Hello", "▁world", "", "▁!"]  # as in SentencePiece; the third is a special token
     detokenizer = Detokenizer(lambda ids: "".join(words[i] for i in ids).replace("▁", " ").removeprefix(" "))
     assert [detokenizer.add(i) for i in range(4)] == ["Hello", " world", "", " !"]
 
 
-def test_a_token_that_the_model_rules_out_stays_so():
-    """A penalty that float32 rounds to 0, by which minus infinity would become NaN."""
+def test_a_token_with_logit_minus_infinity_stays_excluded():
+    """A penalty that float32 rounds to 0 would turn minus infinity into NaN."""
     logits = np.array([0, -np.inf, 1], np.float32)
     assert Sampler(SamplingParams(repetition_penalty=1e-50), [0, 1]).choose(logits) == 2

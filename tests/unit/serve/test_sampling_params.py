@@ -1,4 +1,4 @@
-"""What is made of the one declaration of the sampling parameters."""
+"""Everything that is generated from the one declaration of the sampling parameters."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def test_every_parameter_is_in_every_interface():
     assert all(describe_options().values())
 
 
-def test_the_documented_table_is_the_declaration():
+def test_the_documented_table_matches_the_declaration():
     pages = [page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md")]
     assert sum(sampling_table() in page for page in pages) == 1, "python -m oarlock.sampling.markdown prints it"
 
 
-def test_a_parameter_is_added_by_one_line(monkeypatch):
-    """All that is made of the declaration has it."""
+def test_one_line_adds_a_parameter(monkeypatch):
+    """Everything generated from the declaration has it."""
 
     @dataclass(frozen=True)
     class More(SamplingParams):
@@ -111,7 +111,7 @@ def test_a_request_is_the_same_behind_triton(request_):
 
 
 def test_a_number_that_triton_rounds_to_zero_is_refused():
-    """Triton's tensors have 32 bits, and the engine trusts what the front has checked."""
+    """Triton's tensors have 32 bits, and the engine trusts the check of the front."""
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "top_p": 1e-50}
     with pytest.raises(RequestRefused, match="top_p must be above 0"):
         ChatRequest.model_validate(body).make_requests(1.0, None)
@@ -120,12 +120,12 @@ def test_a_number_that_triton_rounds_to_zero_is_refused():
     assert read_form(b'{"text": "x", "topp": 0.7}')[0]["top_p"].tolist() == [request.sampling.top_p]
 
 
-def test_generation_config_gives_what_is_declared():
+def test_generation_config_sets_declared_parameters():
     given = {"do_sample": True, "top_p": 0.5, "top_k": 3, "repetition_penalty": 1.5, "frequency_penalty": 1}
     assert read_sampling_defaults(given) == {"temperature": 1.0, "top_p": 0.5, "top_k": 3, "repetition_penalty": 1.5}
 
 
-def test_the_relaying_models_have_all_that_they_import():
+def test_the_repository_contains_all_imports_of_the_relaying_models():
     """They run where neither paddle nor pydantic need be installed."""
     for module in _RELAY_MODULES:
         for node in ast.walk(ast.parse((PACKAGE / module).read_text(encoding="utf-8"))):

@@ -1,4 +1,4 @@
-"""What requests to Triton's models may hold, and what the server is told, without a server."""
+"""Fields of requests to the Triton models, and settings of the server, without a server."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ HI = [{"role": "user", "content": "hi"}]
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 
 
-def asked(form):
-    """As the streaming model reads what the JSON form asks."""
+def read_form_request(form):
+    """The streaming model's request made from a JSON form."""
     tensors, _ = read_form(json.dumps(form).encode())
     return read_request(tensors, 10_000)
 
 
-def test_a_form_whose_fields_say_nothing():
+def test_the_json_form_with_empty_fields():
     empty = {
         "topp": None,
         "max_dec_len": None,
@@ -32,12 +32,12 @@ def test_a_form_whose_fields_say_nothing():
         "tools": [],
         "adapter": None,
     }
-    found = asked({"text": "x", **empty})
+    found = read_form_request({"text": "x", **empty})
     assert (found.prompt.text, found.sampling.max_tokens, found.sampling.stop) == ("x", None, ())
     assert found.prompt.tools is None and found.prompt.adapter is None
 
 
-def test_numbers_that_do_not_fit_are_no_others():
+def test_numbers_out_of_range_are_refused():
     for form in (
         {"max_dec_len": 99_999_999_999},
         {"eos_token_ids": [5, 2**31]},
@@ -47,24 +47,24 @@ def test_numbers_that_do_not_fit_are_no_others():
         (name,) = form
         with pytest.raises(RequestRefused, match=f"^{name}: .* does not fit a number of"):
             read_form(json.dumps({"text": "x", **form}).encode())
-    assert asked({"text": "x", "max_dec_len": 2**31 - 1, "seed": -(2**63)}).sampling.seed == -(2**63)
+    assert read_form_request({"text": "x", "max_dec_len": 2**31 - 1, "seed": -(2**63)}).sampling.seed == -(2**63)
     with pytest.raises(RequestRefused, match="temperature must be a finite number"):
-        asked({"text": "x", "temperature": 1e300}).sampling.check()
+        read_form_request({"text": "x", "temperature": 1e300}).sampling.check()
 
 
-def test_a_form_with_messages_and_tools():
-    found = asked({"messages": HI, "tools": TOOLS, "stop": ["<|x|>"]})
+def test_the_json_form_with_messages_and_tools():
+    found = read_form_request({"messages": HI, "tools": TOOLS, "stop": ["<|x|>"]})
     assert (found.prompt.messages, found.prompt.tools, found.sampling.stop) == (HI, TOOLS, ("<|x|>",))
     with pytest.raises(RequestRefused, match="tools go with messages"):
-        asked({"text": "x", "tools": TOOLS}).prompt.check()
+        read_form_request({"text": "x", "tools": TOOLS}).prompt.check()
 
 
-def test_refusals_name_the_fields_of_the_form():
+def test_refusals_name_the_fields_of_the_json_form():
     said = "max_tokens 9 is too many; give one of text_input, messages and input_ids"
     assert use_form_names(said) == "max_dec_len 9 is too many; give one of text, messages and input_ids"
 
 
-def test_a_default_length_is_no_length():
+def test_a_default_length_counts_as_omitted():
     sampling = read_request({"text_input": make_tensor("text_input", ["x"])}, 100, 16).sampling
     assert (sampling.max_tokens, sampling.default_tokens) == (None, 16)
     sampling.check()
@@ -78,7 +78,7 @@ def test_tools_are_json():
         read_request(text | {"tools": make_tensor("tools", ["["])}, 1000)
 
 
-def test_where_special_tokens_are_read():
+def test_the_option_parse_special_tokens():
     assert EngineConfig.from_parameters({}, {}).parse_special_tokens == "prompts"
     found = EngineConfig.from_parameters(
         {"parse_special_tokens": "none", "timeout": "2"}, {"parse_special_tokens": "all"}

@@ -1,4 +1,4 @@
-"""What a server puts before a raw prompt, and how tools get into one, with tokenizers as folders have them."""
+"""What a server adds to a raw prompt, and how tools are rendered, with tokenizers from folders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from oarlock.serve.engine.messages import read_messages, read_tools
 from oarlock.serve.request import Prompt
 
 END, USER = "<|endoftext|>", "<|user|>"
-# In the manner of Hermes and Qwen.
+# In the style of Hermes and Qwen.
 TOOLS = (
     "{% if tools %}<|user|>tools:{% for tool in tools %}{{ tool | tojson }}{% endfor %}<|endoftext|>{% endif %}"
     "{% for m in messages %}{{ '<|assistant|>' if m.role == 'assistant' else '<|user|>' }}"
@@ -30,7 +30,7 @@ WEATHER = [{"type": "function", "function": {"name": "weather", "parameters": {"
 
 @pytest.fixture
 def tokenizer(tiny_tokenizer, tmp_path):
-    """Of a folder whose tokenizer puts these tokens before a text, and these behind it."""
+    """A folder whose tokenizer adds these tokens before and after a text."""
 
     def make(before=(), after=()):
         folder = tmp_path / "tokenizer"
@@ -55,7 +55,7 @@ def tokenizer(tiny_tokenizer, tmp_path):
     ("before", "after"),
     [((), ()), ((END,), ()), ((END,), (END,)), ((), (END,)), ((USER, END), ()), ((END,), (USER, END))],
 )
-def test_a_prompt_begins_once_and_does_not_end(tokenizer, before, after):
+def test_a_prompt_has_one_begin_token_and_no_end_token(tokenizer, before, after):
     made = tokenizer(before, after)
     begin = find_begin_tokens(made)
     assert begin == tuple(made.convert_tokens_to_ids(list(before)))
@@ -69,7 +69,7 @@ def test_a_prompt_begins_once_and_does_not_end(tokenizer, before, after):
     assert ids("river" + END) == [*begin, *plain, made.convert_tokens_to_ids(END)]  # the client's own
 
 
-def test_hidden_tokens_are_those_that_answers_do_not_show(tokenizer):
+def test_hidden_tokens_are_not_shown_in_answers(tokenizer):
     made = tokenizer()
     hidden = find_special_tokens(made)
     assert {END, USER} <= set(hidden.values())
@@ -90,7 +90,7 @@ def test_tools_reach_a_template_that_renders_them(tokenizer):
     assert '<tool_call>{"name": "weather", "arguments": {"city": "<|endoftext|>"}}</tool_call>' in text.text
     assert text.text.startswith('<|user|>tools:{"type": "function"') and text.text.endswith("<|assistant|>")
     (encoded,) = encode_marked(made, [text])
-    # One end for the tools and for each message, none for those that a client spelled.
+    # One end token for the tools and for each message, none for those spelled by a client.
     assert encoded.ids.count(made.convert_tokens_to_ids(END)) == 4
     own = choose_template("auto", made, "src_tgt")
     for asked, tools, words in (

@@ -1,4 +1,4 @@
-"""The repository that Triton is given: our code, and the data of an exported directory."""
+"""The repository passed to Triton: our code with the data of an exported directory."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from oarlock.triton_repository.config_pbtxt import read_triton_config
 TEMPLATES = Path(part_module.__file__).parents[2] / "triton_repository" / "models"
 
 
-# what Triton is shown
+# Triton's repository
 
 
 @pytest.fixture
 def repository(tmp_path):
-    """As `oarlock export` writes it, with code that must not run."""
+    """A repository as `oarlock export` writes it, with code that must not run."""
     for kind in ("oarlock", "oarlock_infer", "oarlock_json"):
         version = tmp_path / "repository" / kind / "1"
         version.mkdir(parents=True)
@@ -35,7 +35,7 @@ def add(repository, model, text):
         file.write(text)
 
 
-def test_triton_is_shown_our_code_and_their_data(repository, tmp_path):
+def test_the_repository_combines_oarlock_code_with_exported_data(repository, tmp_path):
     add(repository, "oarlock", 'parameters { key: "max_batch" value { string_value: "3" } }\n')
     add(repository, "oarlock", 'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "/tmp/evil.tar.gz" } }\n')
     tree = make_served_tree(repository, tmp_path / "shown")

@@ -1,4 +1,4 @@
-"""A server whose output can't be written goes on, and so do the threads that read its children's."""
+"""A server whose output can't be written continues, and so do the threads that read its children's output."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _run(target: Path, **streams: int) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("kind", ["full disk", "reader gone"])
-def test_goes_on_without_its_output(tmp_path: Path, kind: str) -> None:
+def test_the_server_continues_if_its_output_is_closed(tmp_path: Path, kind: str) -> None:
     if kind == "full disk":
         place = os.open("/dev/full", os.O_WRONLY)
     else:
@@ -51,7 +51,7 @@ def test_goes_on_without_its_output(tmp_path: Path, kind: str) -> None:
     assert ended.returncode == 0
 
 
-def test_output_that_can_be_written_is(tmp_path: Path) -> None:
+def test_writable_output_is_written(tmp_path: Path) -> None:
     ended = _run(tmp_path / "child", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     lines = ended.stdout.splitlines()
     assert lines[0] == "oarlock: before" and lines[-1] == "oarlock: after"
@@ -59,7 +59,7 @@ def test_output_that_can_be_written_is(tmp_path: Path) -> None:
     assert "lost" in ended.stderr
 
 
-def test_a_hangup_before_it_serves_does_not_end_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hangup_during_startup_does_not_end_the_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def exporting(_: object) -> int:
         os.kill(os.getpid(), signal.SIGHUP)
         return 7

@@ -1,4 +1,4 @@
-"""Supervision without a Triton: pauses before restarts, ports, folders, administration, flags."""
+"""Supervision without a Triton: restart delays, ports, folders, administration, flags."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def free_port():
 # parts
 
 
-def test_pauses_grow_and_begin_anew_after_a_healthy_minute(monkeypatch):
+def test_restart_delays_grow_and_reset_after_a_healthy_minute(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(part_module.time, "monotonic", lambda: now[0])
     part = RestartingProcess("it", lambda: subprocess.Popen(["true"], text=True))
@@ -74,7 +74,7 @@ def test_describe_end():
     assert not part.runs and part.describe_end() == "signal 9"
 
 
-def test_a_guardian_ends_the_last_session_it_was_told_of():
+def test_a_guardian_ends_the_last_registered_session():
     prefix, words = f"oarlock-test-{os.getpid()}-", ["sleep", "600"]
     first, last = (subprocess.Popen(words, start_new_session=True) for _ in range(2))
     (SHARED_MEMORY / f"{prefix}a").touch()
@@ -89,8 +89,8 @@ def test_a_guardian_ends_the_last_session_it_was_told_of():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a filter of Linux")
-def test_boost_can_not_open_a_region_to_others():
-    """The calls that Boost makes, in a process with the filter; other modes and calls go on working."""
+def test_boost_can_not_make_shared_memory_public():
+    """The system calls that Boost makes, in a process with the filter; other modes and calls keep working."""
     name = f"oarlock-test-{os.getpid()}-b"
     code = f"""
 import os
@@ -116,7 +116,7 @@ print(oct(os.fstat(file).st_mode & 0o777))
         (SHARED_MEMORY / name).unlink(missing_ok=True)
 
 
-def test_ports_are_opened_once_and_taken_ones_are_said():
+def test_ports_are_opened_once_and_ports_in_use_are_reported():
     config = FrontConfig(
         openai_port=free_port(), rest_port=free_port(), grpc_port=free_port(), metrics_port=free_port()
     )
@@ -134,7 +134,7 @@ def test_ports_are_opened_once_and_taken_ones_are_said():
         Listening(replace(config, rest_port=70000))
 
 
-def test_the_folder_of_a_server(tmp_path, monkeypatch):
+def test_the_server_folder(tmp_path, monkeypatch):
     with contextlib.ExitStack() as opened:
         run = make_run_folder(opened)
         assert stat.S_IMODE(run.stat().st_mode) == 0o700
@@ -151,7 +151,7 @@ def test_the_folder_of_a_server(tmp_path, monkeypatch):
 
 @pytest.fixture
 def admin():
-    """A server that keeps the orders it carries out."""
+    """A server that records the actions it carries out."""
     done = []
 
     def fail(model):
@@ -165,7 +165,7 @@ def admin():
         yield Path(folder) / "admin", done, server
 
 
-def test_orders(admin):
+def test_admin_actions(admin):
     path, done, _ = admin
     threads = threading.active_count()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -182,17 +182,17 @@ def test_orders(admin):
 
 @settings(max_examples=40)
 @given(st.one_of(st.binary(max_size=200), st.recursive(st.none() | st.text() | st.integers(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)).map(lambda x: json.dumps(x).encode())))  # fmt: skip
-def test_anything_else_is_answered_with_an_error(line):
+def test_unknown_admin_actions_are_refused(line):
     server = AdminServer(Path("/nowhere"), {})
     assert set(server.answer(line)) == {"error"}
     server._socket.close()
 
 
-def talking():
+def open_admin_socket():
     return [thread for thread in threading.enumerate() if thread.name == "admin-client"]
 
 
-def test_clients_that_say_nothing_or_too_much_hold_up_nobody(admin):
+def test_silent_and_flooding_clients_do_not_block_others(admin):
     path, _, _ = admin
     silent = [socket.socket(socket.AF_UNIX) for _ in range(4)]
     for one in silent:
@@ -204,12 +204,12 @@ def test_clients_that_say_nothing_or_too_much_hold_up_nobody(admin):
     for one in silent:
         one.close()
     deadline = time.monotonic() + 60
-    while talking() and time.monotonic() < deadline:
+    while open_admin_socket() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not talking()
+    assert not open_admin_socket()
 
 
-def test_other_users_are_not_served(admin, monkeypatch):
+def test_other_users_are_refused(admin, monkeypatch):
     path, done, _ = admin
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     monkeypatch.setattr("oarlock.serve.supervision.admin_socket.find_peer", lambda _: Peer(1, 54321))
@@ -218,7 +218,7 @@ def test_other_users_are_not_served(admin, monkeypatch):
     assert not done
 
 
-def test_the_server_is_found_where_there_is_one(admin, monkeypatch, capsys):
+def test_a_running_server_is_found(admin, monkeypatch, capsys):
     path, _, _ = admin
     monkeypatch.setattr(
         "oarlock.serve.supervision.admin_client.find_admin_sockets", lambda: [path.with_name("dead"), path]
@@ -250,7 +250,7 @@ def test_the_server_is_found_where_there_is_one(admin, monkeypatch, capsys):
         (["--max-open", "-1"], "must lie in [0, 2147483647]"),
     ],
 )
-def test_flags_are_checked_first(tmp_path, capsys, words, said):
+def test_flags_are_checked_before_the_start(tmp_path, capsys, words, said):
     before = os.umask(0o022)
     try:
         with pytest.raises(SystemExit) as ended:

@@ -1,4 +1,4 @@
-"""The relaying models let go of Triton's objects in the order that Triton needs."""
+"""The relaying models release Triton's objects in the order that Triton needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 
 class Responses:
-    """An iterator of responses: Triton's map holds it too, until its thread has worked off the word that it is done."""
+    """An iterator of responses, which Triton's map also holds until its thread has handled the end."""
 
     def __init__(self, triton):
         self.triton, self.left = triton, ["a response"]
@@ -27,7 +27,7 @@ class Responses:
 
 
 class Triton:
-    """The queue of Triton's thread: what it drops, it has to find alive, with another user than itself."""
+    """The queue of Triton's thread: whatever it releases must still have another reference."""
 
     def __init__(self):
         self.queue = []
@@ -35,7 +35,7 @@ class Triton:
         self.cancelled = set()
 
     def question(self, name):
-        """A request's is_cancelled(); once known, the answer does not go through the queue."""
+        """is_cancelled() of a request; once known, the answer does not use the queue."""
         known = False
 
         def is_cancelled():
@@ -73,14 +73,14 @@ def ask(model, is_cancelled):
 
 
 def test_python_is_the_last_to_drop_responses(relay):
-    """python_backend r24.10 frees tensors without Python's lock otherwise, which kills the model on Python 3.12."""
+    """python_backend r24.10 otherwise frees tensors without the GIL, which crashes the model on Python 3.12."""
     model, triton = relay
     for number in range(3):
         assert ask(model, triton.question(number)) == ["a response"]
     assert triton.freed_by_the_thread == 0 and not triton.queue and not model._kept
 
 
-def test_those_of_a_cancelled_request_wait_for_the_next(relay):
+def test_responses_of_a_cancelled_request_are_kept_until_the_next(relay):
     model, triton = relay
     triton.cancelled.add("gone")
     gone = triton.question("gone")

@@ -51,19 +51,19 @@ def template(name: str, eos: str = "</s>") -> ChatTemplate:
         ),
     ],
 )
-def test_the_formats_as_published(name, eos, expected):
+def test_templates_render_the_published_formats(name, eos, expected):
     assert template(name, eos).render(MESSAGES) == expected
 
 
 @pytest.mark.parametrize(("name", "marker"), [("chatml", "<|im_end|>"), ("openassistant", "<|endoftext|>")])
-def test_where_the_end_token_is_another_one_generation_still_stops(name, marker):
+def test_generation_stops_at_a_different_end_token(name, marker):
     ours = template(name)
     whole = ours.render(MESSAGES)
     assert whole.count(marker) == 5 and whole.count(f"{marker}</s>") == 2, "after each answer, and nowhere else"
     assert ours.extract_answer(f" A2 {marker}") == " A2 " and template(name, marker).extract_answer(" A2 ") == " A2 "
 
 
-def test_llama2_refuses_what_it_has_no_words_for():
+def test_llama2_refuses_unsupported_messages():
     question, answer = MESSAGES[1:3]
     for messages, expected in (
         ([question, question], "two questions follow each other"),
@@ -76,7 +76,7 @@ def test_llama2_refuses_what_it_has_no_words_for():
 
 
 @pytest.mark.parametrize("name", ["tokenizer", *BUILT_IN, "own"])
-def test_training_serving_and_hugging_face_see_the_same_ids(name, tokenizer, tmp_path):
+def test_training_serving_and_hugging_face_use_the_same_ids(name, tokenizer, tmp_path):
     choice = name
     if name == "own":
         (tmp_path / "own.jinja").write_text(OWN)

@@ -1,4 +1,4 @@
-"""Tokenizers and vocabularies that were made to harm, or damaged: an error that names what is wrong."""
+"""Hostile or damaged tokenizers and vocabularies: the error names the fault."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def tokenizer_folder(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_tokenizers_made_to_harm_are_refused(tokenizer_folder, tmp_path, name):
+def test_hostile_tokenizers_are_refused(tokenizer_folder, tmp_path, name):
     change, words = TOKENIZERS[name]
     folder = Path(shutil.copytree(tokenizer_folder, tmp_path / "t"))
     content = json.loads((folder / "tokenizer.json").read_text())
@@ -106,7 +106,7 @@ def test_tokenizers_made_to_harm_are_refused(tokenizer_folder, tmp_path, name):
     assert str(folder) in str(error.value)
 
 
-def test_settings_for_padding_and_truncation_allocate_nothing(tokenizer_folder, tmp_path):
+def test_padding_and_truncation_settings_allocate_nothing(tokenizer_folder, tmp_path):
     folder = Path(shutil.copytree(tokenizer_folder, tmp_path / "t"))
     content = json.loads((folder / "tokenizer.json").read_text())
     content["padding"] = {"strategy": {"Fixed": 10**10}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
@@ -137,7 +137,7 @@ def test_settings_for_padding_and_truncation_allocate_nothing(tokenizer_folder, 
         ("added_tokens.json", {"<x>": "5"}, "must be an integer"),
     ],
 )
-def test_what_is_beside_a_tokenizer_is_typed(tokenizer_folder, tmp_path, file, content, words):
+def test_files_next_to_a_tokenizer_are_type_checked(tokenizer_folder, tmp_path, file, content, words):
     folder = Path(shutil.copytree(tokenizer_folder, tmp_path / "t"))
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         (folder / name).unlink(missing_ok=True)
@@ -147,7 +147,7 @@ def test_what_is_beside_a_tokenizer_is_typed(tokenizer_folder, tmp_path, file, c
     assert file in str(error.value)
 
 
-def test_paths_and_names_of_code_in_a_tokenizers_files_are_never_followed(tokenizer_folder, tmp_path):
+def test_paths_and_code_names_in_tokenizer_files_are_ignored(tokenizer_folder, tmp_path):
     secret = tmp_path / "secret.json"
     secret.write_text("a private key")
     folder = Path(shutil.copytree(tokenizer_folder, tmp_path / "t"))
@@ -169,7 +169,7 @@ def test_paths_and_names_of_code_in_a_tokenizers_files_are_never_followed(tokeni
             load_tokenizer(str(folder))
 
 
-def test_paddlenlps_classes_get_nothing_that_was_not_checked(tmp_path, monkeypatch):
+def test_paddlenlp_tokenizers_get_only_checked_values(tmp_path, monkeypatch):
     secret = tmp_path / "secret.json"
     secret.write_text(json.dumps({"query": "a private key"}))
     folder = tmp_path / "t"
@@ -190,7 +190,7 @@ def test_paddlenlps_classes_get_nothing_that_was_not_checked(tmp_path, monkeypat
     with pytest.raises(ModelError, match="'my_token' is not a special token of a BertTokenizer"):
         load_tokenizer(str(folder))
     (folder / "special_tokens_map.json").unlink()
-    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\na\nb\n")  # its ids lie beyond its size
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\na\nb\n")  # its ids exceed its size
     with pytest.raises(ModelError, match=r"a token appears twice in vocab\.txt"):
         load_tokenizer(str(folder))
 
@@ -207,7 +207,7 @@ def test_paddlenlps_classes_get_nothing_that_was_not_checked(tmp_path, monkeypat
         ("vocab.json", {"a" * 5000: 0}, "tokens of up to 5,000 characters"),
     ],
 )  # fmt: skip
-def test_vocabularies_made_to_harm_are_refused(tmp_path, file, content, words):
+def test_hostile_vocabularies_are_refused(tmp_path, file, content, words):
     (tmp_path / file).write_text(json.dumps(content))
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')

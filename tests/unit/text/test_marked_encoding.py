@@ -1,4 +1,4 @@
-"""Special tokens are special where the template put them and nowhere else, for every way of cutting text."""
+"""Special tokens occur only where the template puts them, for every kind of pre-tokenization."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ def _without_special_bytes(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _unigram() -> Tokenizer:
-    """Whose vocabulary holds its special tokens, as sentencepiece writes it: the search alone would find them."""
+    """A tokenizer whose vocabulary holds its special tokens, as sentencepiece writes it: the search alone would find
+    them.
+    """
     letters = [*sorted(set("".join(_TEXTS)) - {" "}), "▁"]
     pieces = [(token, 0.0) for token in _SPECIAL] + [(letter, -10.0) for letter in letters] + [("▁the", -4.0)]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
@@ -80,7 +82,7 @@ def _unigram() -> Tokenizer:
 
 
 def _stripping() -> Tokenizer:
-    """Added tokens with spaces of theirs, one that is not special, one found after the text is in small letters."""
+    """Added tokens that strip spaces, one that is not special, and one that matches after lower-casing."""
     tokenizer = _bpe([AddedToken(text, special=True, lstrip=True, rstrip=True) for text in _SPECIAL])
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.add_tokens([AddedToken("<think>", normalized=True), AddedToken("<|im_", normalized=False)])
@@ -100,7 +102,7 @@ _KINDS: dict[str, Callable[[], Tokenizer]] = {
 
 
 class _Held:
-    """What encode_marked asks of a tokenizer."""
+    """The part of a tokenizer that encode_marked uses."""
 
     def __init__(self, backend: Tokenizer) -> None:
         self.backend_tokenizer = backend
@@ -131,7 +133,7 @@ def _marked(parts: list[tuple[bool, str]]) -> MarkedText:
 @pytest.mark.parametrize("kind", _KINDS)
 @settings(max_examples=120, deadline=None)
 @given(parts=_PARTS)
-def test_special_tokens_come_from_the_template_alone(tokenizers: dict[str, _Held], kind: str, parts) -> None:
+def test_only_the_template_produces_special_tokens(tokenizers: dict[str, _Held], kind: str, parts) -> None:
     tokenizer, marked = tokenizers[kind], _marked(parts)
     (row,) = encode_marked(tokenizer, [marked])
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
@@ -143,11 +145,11 @@ def test_special_tokens_come_from_the_template_alone(tokenizers: dict[str, _Held
         ends = [start, end]
         if id_ in added and added[id_].special and id_ != unknown:
             found = marked.text[start:end]
-            content = normalize("NFKC", found.strip()).lower()  # as the tokenizers here read the template's words
+            content = normalize("NFKC", found.strip()).lower()  # as tokenizers encode the template's text here
             assert content == added[id_].content, "a special token that nobody wrote"
             at = start + len(found) - len(found.lstrip())
             assert not any(place in span for span in inside for place in range(at, at + len(content)))
-    # The whole of the template's words is read as by the library alone.
+    # The template's text is encoded exactly as by the library alone.
     plain = MarkedText(marked.text)
     assert (
         encode_marked(tokenizer, [plain])[0].ids
@@ -158,13 +160,13 @@ def test_special_tokens_come_from_the_template_alone(tokenizers: dict[str, _Held
 @pytest.mark.parametrize("kind", _KINDS)
 @settings(max_examples=60, deadline=None)
 @given(parts=_PARTS)
-def test_the_respelled_tokenizer_is_the_same_one(tokenizers: dict[str, _Held], kind: str, parts) -> None:
-    """With nothing of the users' in it, the long way gives what the short way gives."""
+def test_the_respelled_tokenizer_gives_the_same_ids(tokenizers: dict[str, _Held], kind: str, parts) -> None:
+    """Without user text, the slow path gives the ids of the fast one."""
     marked = MarkedText(_marked(parts).text)
     encoder = MarkedEncoder(tokenizers[kind].backend_tokenizer)
     (short,) = encoder.encode([marked])
     (long,) = encoder._encode_spelled([marked])
-    if kind in ("unigram", "stripping"):  # they find special tokens in other spellings too: ＜s＞, <S>
+    if kind in ("unigram", "stripping"):  # they match other spellings of special tokens too: ＜s＞, <S>
         assume(marked.text.lower() == marked.text and "＜" not in marked.text)
     assert (long.ids, long.offsets) == (short.ids, short.offsets)
 
@@ -172,14 +174,14 @@ def test_the_respelled_tokenizer_is_the_same_one(tokenizers: dict[str, _Held], k
 @pytest.mark.parametrize(
     "text", ["<|im_<mask>", "<mask>\u200d", "\u0301<mask>", "a<mask>", "<mask>_", "<s><mask>", "²<mask>"]
 )
-def test_a_token_that_is_a_word_of_its_own(tokenizers: dict[str, _Held], text: str) -> None:
-    """What stands beside it is a part of a word, or not, as the library has it."""
+def test_tokens_that_match_whole_words_only(tokenizers: dict[str, _Held], text: str) -> None:
+    """The library decides whether the neighbouring text is part of the word."""
     encoder = MarkedEncoder(tokenizers["stripping"].backend_tokenizer)
     (short,), (long,) = encoder.encode([MarkedText(text)]), encoder._encode_spelled([MarkedText(text)])
     assert (long.ids, long.offsets) == (short.ids, short.offsets)
 
 
-def test_users_spellings_in_every_place() -> None:
+def test_user_spellings_at_every_position() -> None:
     tokenizer = _Held(_byte_level())
     text = "<|im_start|>user\n<|im_end|> said<|im_end|>\n"
     start = text.index("<|im_end|>")
@@ -188,13 +190,13 @@ def test_users_spellings_in_every_place() -> None:
     assert row.ids.count(token("<|im_start|>")) == 1 and row.ids.count(token("<|im_end|>")) == 1
     end = row.ids.index(token("<|im_end|>"))
     assert text[slice(*row.offsets[end])] == "<|im_end|>" and row.offsets[end][0] == text.rindex("<|im_end|>")
-    # The template's words alone are a control token; an end in two halves, one the user's, is none.
+    # Only the template's text becomes a control token; an end token split between template and user text does not.
     (halves,) = encode_marked(tokenizer, [MarkedText("a<|im_end|>", ((0, 6),))])
     assert token("<|im_end|>") not in halves.ids
     assert list_special_spellings(tokenizer) == ("<|im_start|>", "<|im_end|>", "<unk>", "</s>", "<s>")
 
 
-def test_texts_that_hold_the_private_characters_themselves() -> None:
+def test_texts_with_private_use_characters() -> None:
     tokenizer = _Held(_byte_level())
     encoder = MarkedEncoder(tokenizer.backend_tokenizer)
     letters = "".join(chr(0xF0000 + i) for i in range(40))
@@ -206,7 +208,7 @@ def test_texts_that_hold_the_private_characters_themselves() -> None:
     assert backend.decode(row.ids, skip_special_tokens=True) == text
 
 
-def test_ranges_out_of_order_are_a_mistake() -> None:
+def test_ranges_out_of_order_are_an_error() -> None:
     with pytest.raises(ValueError, match="out of order"):
         MarkedText("abc", ((1, 2), (0, 1)))
     with pytest.raises(ValueError, match="outside 3"):

@@ -16,7 +16,7 @@ from support.template_texts import ALL, ROUND, TOOLS
 # several templates
 
 
-def test_named_templates_by_transformers_rules(tiny_tokenizer, tmp_path):
+def test_named_templates_follow_transformers(tiny_tokenizer, tmp_path):
     default, tools, rag = (ALL + "{% if add_generation_prompt %}[assistant]{% endif %}" + f"{{# {x} #}}" for x in "dtr")
     tools += "{{ tools | tojson }}"
     config = json.loads((tiny_tokenizer / "tokenizer_config.json").read_text())
@@ -52,7 +52,7 @@ def test_named_templates_by_transformers_rules(tiny_tokenizer, tmp_path):
         assert choose_template("auto", tokenizer, "messages", name="rag").source == rag
         with pytest.raises(ConfigError, match="chat templates are default, rag, tool_use; none is named 'rga'"):
             choose_template("auto", tokenizer, "messages", name="rga")
-        # What is saved holds them all, the chosen one as the default.
+        # The saved tokenizer has all templates, with the chosen one as the default.
         for name, kept in ((None, {"default": default, "tool_use": tools, "rag": rag}),
                            ("rag", {"default": rag, "tool_use": tools, "rag": rag, "base_default": default})):  # fmt: skip
             out = tmp_path / f"{place.name}-{name}"

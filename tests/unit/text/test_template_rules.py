@@ -1,4 +1,4 @@
-"""What chat templates may do."""
+"""What chat templates are allowed to do."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from support.template_texts import ALL, ROUND, SPELLINGS, TOOLS, template
 CALL = {"type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
 
 
-def rendered(source: str, messages=ROUND, **more) -> str:
+def render(source: str, messages=ROUND, **more) -> str:
     return template(source).render_chat(messages, **more).text.text
 
 
-# what may be used
+# what templates may use
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,8 @@ def rendered(source: str, messages=ROUND, **more) -> str:
         ("{{ messages | map(attribute='content') | join(', ') }}", "q, a"),
     ],
 )  # fmt: skip
-def test_what_transformers_allows(source, expected):
-    assert rendered(source) == expected
+def test_everything_transformers_allows_is_accepted(source, expected):
+    assert render(source) == expected
 
 
 def test_generation_blocks_are_found():
@@ -55,7 +55,7 @@ def test_generation_blocks_are_found():
     assert template(ALL).render_chat(words).generations == ()
 
 
-# what may not
+# what templates may not use
 
 
 ENDLESS = {
@@ -86,13 +86,13 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
-def test_what_runs_for_ever_or_fills_the_memory_is_stopped(kind, monkeypatch):
-    monkeypatch.setattr(jinja_limits, "_MAX_STEPS", 100_000)  # as it would be at the real bound, sooner
+def test_endless_and_memory_hungry_templates_are_stopped(kind, monkeypatch):
+    monkeypatch.setattr(jinja_limits, "_MAX_STEPS", 100_000)  # as at the real limit, but sooner
     with pytest.raises(DataError, match=r"chat template mine.*(was stopped|fails: (OverflowError|RecursionError))"):
         template(ALL + ENDLESS[kind]).prepare(ROUND).run()
 
 
-def test_bounds_hold_in_each_thread_and_do_not_mix():
+def test_limits_are_per_thread():
     found: dict[int, str] = {}
 
     def work(number: int) -> None:
@@ -109,10 +109,10 @@ def test_bounds_hold_in_each_thread_and_do_not_mix():
     assert all(("was stopped" in found[i]) == (i % 2 == 1) for i in range(6))
 
 
-def test_long_conversations_are_no_harm():
+def test_long_conversations_stay_within_the_limits():
     words = [{"role": role, "content": "word " * 4000} for _ in range(60) for role in ("user", "assistant")]
     built = "{% set n = namespace(t='') %}{% for m in messages %}{% set n.t = n.t + m.role + m.content %}{% endfor %}{{ n.t }}"
-    assert len(rendered(built, words)) > 120 * 20_000
+    assert len(render(built, words)) > 120 * 20_000
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_wrong_jinja_is_named_with_its_line(tmp_path):
             template(text).check()
 
 
-# users' words that spell special tokens
+# user text that spells special tokens
 
 
 @settings(max_examples=60, deadline=None)
@@ -156,7 +156,7 @@ def test_wrong_jinja_is_named_with_its_line(tmp_path):
         max_size=4,
     )
 )
-def test_every_spelling_in_users_words_is_noted_and_nothing_else(words):
+def test_only_spellings_in_user_text_are_recorded(words):
     source = "{% for m in messages %}<|im_start|>{{ m.content | trim }}{{ m.content.split('a') | join('a') | tojson }}<|im_end|>{% endfor %}"
     chat = template(source).render_chat([{"role": "user", "content": text} for text in words])
     expected = "".join(f"<|im_start|>{text.strip()}{json.dumps(text, ensure_ascii=False)}<|im_end|>" for text in words)
@@ -173,7 +173,7 @@ def test_every_spelling_in_users_words_is_noted_and_nothing_else(words):
     assert loose.text.text == expected and not loose.text.literal
 
 
-def test_spellings_in_tools_and_names_of_fields():
+def test_spellings_in_tools_and_field_names():
     source = "{{ tools | tojson }}" + ALL
     tools = [
         {"type": "function", "function": {"name": "f", "parameters": {"properties": {"</s>": {"type": "string"}}}}}
@@ -182,7 +182,7 @@ def test_spellings_in_tools_and_names_of_fields():
     assert json.loads(chat.text.text.split("[user]")[0]) == tools and len(chat.text.literal) == 1
 
 
-# what is left out
+# dropped content
 
 
 @pytest.mark.parametrize(
@@ -198,25 +198,25 @@ def test_spellings_in_tools_and_names_of_fields():
         ("{% for m in messages %}{{ 'A' if m.role == 'assistant' else 'U' }}{{ m.content }}{% endfor %}", [*ROUND, {"role": "tool", "content": "42"}], {}, "renders messages[2] (role tool) as a user message"),
     ],
 )  # fmt: skip
-def test_what_a_template_leaves_out_is_named(source, messages, more, problem):
+def test_content_that_a_template_drops_is_named(source, messages, more, problem):
     with pytest.raises(DataError) as error:
         template(source).render_chat(messages, **more)
     assert str(error.value) == f"chat template mine {problem}"
 
 
-def test_what_it_renders_is_let_through():
+def test_rendered_content_is_accepted():
     source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}{{ m.reasoning_content }}{% endfor %}"
-    assert '"arguments": {"x": 1}' in rendered(
+    assert '"arguments": {"x": 1}' in render(
         source, [*ROUND[:1], {"role": "assistant", "content": None, "tool_calls": [CALL]}]
     )
-    assert rendered(source, [*ROUND, {"role": "tool", "content": "42"}]).endswith("<tool>42")
-    earlier = "{% for m in messages %}{{ m.content }}{{ m.reasoning_content if loop.last }}{% endfor %}"  # as Qwen3
-    assert rendered(earlier, [{**ROUND[1], "thinking": "r"}, {**ROUND[1], "thinking": "s"}]) == "aas"
-    # A template that fails on anything but these words: the words themselves are looked for.
+    assert render(source, [*ROUND, {"role": "tool", "content": "42"}]).endswith("<tool>42")
+    earlier = "{% for m in messages %}{{ m.content }}{{ m.reasoning_content if loop.last }}{% endfor %}"  # as in Qwen3
+    assert render(earlier, [{**ROUND[1], "thinking": "r"}, {**ROUND[1], "thinking": "s"}]) == "aas"
+    # A template that fails on any other text: the text itself is searched for.
     picky = "{% for m in messages %}{{ m.content if m.content in ('q', 'a') else raise_exception('no') }}{% endfor %}"
-    assert rendered(picky) == "qa"
+    assert render(picky) == "qa"
     with pytest.raises(DataError, match=r"leaves out messages\[1\]"):
-        rendered("{{ messages[0].content if messages[0].content == 'q' else raise_exception('no') }}")
+        render("{{ messages[0].content if messages[0].content == 'q' else raise_exception('no') }}")
 
 
 @pytest.mark.parametrize(
@@ -233,13 +233,13 @@ def test_what_it_renders_is_let_through():
         ([{"role": "assistant", "content": "a", "reasoning_content": 1}], "field 'messages[0].reasoning_content' holds int"),
     ],
 )  # fmt: skip
-def test_messages_that_no_template_can_be_given(messages, expected):
+def test_invalid_messages_are_refused(messages, expected):
     with pytest.raises(MessageError) as error:
         template(ALL).render_chat(messages)
     assert expected in str(error.value)
 
 
-def test_a_last_message_is_gone_on_with():
+def test_the_last_message_is_continued():
     chatml = template(BUILT_IN["chatml"])
     chat = chatml.render_chat(
         [*ROUND[:1], {"role": "assistant", "content": "so far </s>"}], continue_final_message=True

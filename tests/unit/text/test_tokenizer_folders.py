@@ -1,4 +1,4 @@
-"""Tokenizers as they lie in folders: what is read, what is refused by name, what is written again."""
+"""Tokenizer folders: what is read, what is refused by name, and what is written again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def change(path: Path, **changes: object) -> None:
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 @pytest.mark.parametrize("settings", [{}, {"add_dummy_prefix": False}, {"remove_extra_whitespaces": True}], ids=str)
-def test_paddlenlps_layout_of_sentencepiece_is_read_as_sentencepiece_reads_it(tmp_path, kind, settings):
+def test_paddlenlps_sentencepiece_layout_equals_sentencepiece(tmp_path, kind, settings):
     import sentencepiece
 
     size = {"vocab_size": 640} if kind == "unigram" else {}
@@ -40,15 +40,16 @@ def test_paddlenlps_layout_of_sentencepiece_is_read_as_sentencepiece_reads_it(tm
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
     theirs, ours = sentencepiece.SentencePieceProcessor(model_file=str(model)), load_tokenizer(str(tmp_path))
     for text in PLAIN:
-        if kind == "unigram" and text == "x" * 40:  # several ways to cut it have the same score
+        if kind == "unigram" and text == "x" * 40:  # several segmentations have the same score
             continue
         assert ours(text, add_special_tokens=False)["input_ids"] == theirs.encode(text)
-        assert ours(text)["input_ids"] == [1, *theirs.encode(text)]  # PaddleNLP's Llama begins every text
+        # PaddleNLP's Llama adds a begin token to every text.
+        assert ours(text)["input_ids"] == [1, *theirs.encode(text)]
     assert (ours.bos_token, ours.eos_token, ours.unk_token) == ("<s>", "</s>", "<unk>")
 
 
-def test_spaces_beside_special_tokens_stay(tmp_path):
-    """PaddleNLP's own class for Qwen2 loses the newline that every template puts behind <|im_end|>."""
+def test_spaces_around_special_tokens_are_kept(tmp_path):
+    """PaddleNLP's Qwen2 class loses the newline that every template puts after <|im_end|>."""
     ours = load_tokenizer(str(folder_of(tmp_path, "qwen2")))
     text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|> a "
     assert ours.decode(ours(text)["input_ids"]) == text
@@ -56,7 +57,7 @@ def test_spaces_beside_special_tokens_stay(tmp_path):
     assert encoder.encode(["a\nb "])[0].tolist() == ours("a\nb ")["input_ids"]
 
 
-def test_a_begin_token_stands_once(tmp_path):
+def test_the_begin_token_occurs_once(tmp_path):
     folder = folder_of(tmp_path, "llama2 first")
     content = json.loads((folder / "tokenizer.json").read_text())
     around = {"single": ["<s>", "A", "</s>"]}
@@ -72,7 +73,7 @@ def test_a_begin_token_stands_once(tmp_path):
     assert tokenizer("<s>hi")["input_ids"].count(1) == 1
 
 
-def test_a_begin_token_that_is_the_end_token_too(tmp_path):
+def test_a_begin_token_equal_to_the_end_token(tmp_path):
     tokenizer, config = SHAPES["gpt2"][0]()
     folder = save(tmp_path / "opt", None, config | {"add_bos_token": True}, "opt")
     tokenizer.model.save(str(folder))
@@ -81,15 +82,15 @@ def test_a_begin_token_that_is_the_end_token_too(tmp_path):
     assert found("<|endoftext|>hi") == found("hi") and found("")["input_ids"] == [0]
 
 
-def test_no_padding_token_is_no_trouble(tmp_path):
+def test_a_missing_padding_token_is_accepted(tmp_path):
     found = load_tokenizer(str(folder_of(tmp_path, "gpt2")))
     assert found.pad_token_id == found.eos_token_id == 0 and "pad_token" not in found.special_tokens_map
     found.save_pretrained(tmp_path / "saved")
     assert "pad_token" not in json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
 
 
-def test_tokens_that_only_the_configuration_has(tmp_path):
-    """added_tokens_decoder, the older files, and extra special tokens in a list or by name."""
+def test_tokens_declared_only_in_the_configuration(tmp_path):
+    """added_tokens_decoder, the older files, and extra special tokens as a list or by name."""
     folder = folder_of(tmp_path, "gpt2", eos_token="<|end|>", extra_special_tokens={"image_token": "<image>"})
     size = load_tokenizer(str(folder)).vocab_size
     change(folder / "tokenizer_config.json", added_tokens_decoder={str(size): {"content": "<|end|>", "special": False}})
@@ -104,13 +105,13 @@ def test_tokens_that_only_the_configuration_has(tmp_path):
     assert again.eos_token_id == size and "<|end|>" in again.all_special_tokens
 
 
-def test_an_added_token_with_another_id_is_told_of(tmp_path, capsys):
+def test_an_added_token_with_another_id_is_reported(tmp_path, capsys):
     folder = folder_of(tmp_path, "gpt2", added_tokens_decoder={"9000": {"content": "<|x|>", "special": True}})
     load_tokenizer(str(folder))
     assert "the added token '<|x|>' has the id 9000, but" in capsys.readouterr().out
 
 
-def test_the_end_token_of_the_model_where_the_tokenizer_names_none(tmp_path, capsys):
+def test_the_end_token_of_the_model_is_the_default(tmp_path, capsys):
     folder = folder_of(tmp_path, "llama3")
     (folder / "tokenizer_config.json").write_text("{}")
     with pytest.raises(ModelError, match="no EOS token"):
@@ -122,12 +123,12 @@ def test_the_end_token_of_the_model_where_the_tokenizer_names_none(tmp_path, cap
     assert "has no eos_token; using '<|im_end|>'" in capsys.readouterr().out
 
 
-def test_begin_tokens_that_the_file_does_not_add_are_told_of(tmp_path, capsys):
+def test_begin_tokens_that_the_file_does_not_add_are_reported(tmp_path, capsys):
     load_tokenizer(str(folder_of(tmp_path, "gpt2", bos_token="<|endoftext|>", add_bos_token=True)))
     assert "has add_bos_token True, but tokenizer.json does not add it" in capsys.readouterr().out
 
 
-def test_a_newer_tokenizer_json_is_named_with_what_it_needs(tmp_path):
+def test_a_newer_tokenizer_json_is_refused_with_the_required_version(tmp_path):
     folder = folder_of(tmp_path, "qwen2")
     change(folder / "tokenizer.json", pre_tokenizer={"type": "FromTheFuture", "pattern": QWEN2_WORDS})
     with pytest.raises(
@@ -137,7 +138,7 @@ def test_a_newer_tokenizer_json_is_named_with_what_it_needs(tmp_path):
         load_tokenizer(str(folder))
 
 
-def test_vocabularies_that_do_not_say_how_to_read_them_are_refused(tmp_path):
+def test_vocabularies_without_a_known_format_are_refused(tmp_path):
     tokenizer, _ = SHAPES["gpt2"][0]()
     folder = save(tmp_path / "bare", None, {}, "")
     tokenizer.model.save(str(folder))
@@ -167,14 +168,14 @@ def test_damaged_files_are_named(tmp_path, name, content, problem):
 
 
 @pytest.mark.parametrize("kind", ["word", "char"])
-def test_sentencepiece_models_that_no_tokenizer_json_expresses_are_refused(tmp_path, kind):
+def test_sentencepiece_models_without_an_equivalent_are_refused(tmp_path, kind):
     sentencepiece_model(tmp_path, kind, byte_fallback=False, hard_vocab_limit=False)
     with pytest.raises(ModelError, match=f"model {kind.upper()}; only BPE and UNIGRAM"):
         load_tokenizer(str(tmp_path))
 
 
-def test_ranks_of_tiktoken(tmp_path):
-    """Llama 3's tokenizer.model as Meta gives it out."""
+def test_tiktoken_ranks(tmp_path):
+    """Llama 3's tokenizer.model as Meta publishes it."""
     import base64
 
     import tiktoken
@@ -234,7 +235,7 @@ def test_configurations_of_any_form_are_read_or_refused_by_name(plain_folder, fi
         path.unlink()
 
 
-def test_chat_templates_come_along_however_they_lie(tmp_path):
+def test_chat_templates_are_found_in_every_location(tmp_path):
     folder = folder_of(tmp_path, "qwen2")
     load_tokenizer(str(folder / "tokenizer.json")).save_pretrained(tmp_path / "a")
     first = json.loads((tmp_path / "a" / "tokenizer_config.json").read_text())
@@ -248,7 +249,7 @@ def test_chat_templates_come_along_however_they_lie(tmp_path):
     assert (tmp_path / "b" / "chat_templates" / "tool_use.jinja").is_file()
 
 
-def test_a_name_on_a_hub_goes_by_the_same_rule(tmp_path, monkeypatch):
+def test_hub_names_follow_the_same_rule(tmp_path, monkeypatch):
     folder = folder_of(tmp_path, "qwen2")
     asked: list[str] = []
 
@@ -265,7 +266,7 @@ def test_a_name_on_a_hub_goes_by_the_same_rule(tmp_path, monkeypatch):
         load_tokenizer("./nowhere")
 
 
-def test_only_chatglm_and_glm_are_left_to_paddlenlp(tmp_path):
+def test_only_chatglm_and_glm_use_paddlenlp_tokenizers(tmp_path):
     model = sentencepiece_model(tmp_path / "x", "bpe", user_defined_symbols=[])
     (tmp_path / "x" / "tokenizer_config.json").write_text('{"tokenizer_class": "ChatGLMv2Tokenizer"}')
     found = load_tokenizer(str(tmp_path / "x"))
@@ -285,7 +286,7 @@ def test_only_chatglm_and_glm_are_left_to_paddlenlp(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["GLMGPT2Tokenizer", "GLMChineseTokenizer"])
-def test_glm_tells_text_from_special_tokens_too(tmp_path, name):
+def test_glm_distinguishes_text_from_special_tokens(tmp_path, name):
     if name == "GLMGPT2Tokenizer":
         tokenizer, _ = SHAPES["gpt2"][0]()
         tokenizer.model.save(str(tmp_path))
@@ -303,7 +304,7 @@ def test_glm_tells_text_from_special_tokens_too(tmp_path, name):
     assert end not in ids[0].tolist() and spelled == [True, False]
 
 
-def test_the_long_fingerprint_changes_with_what_stands_around_a_text(tmp_path):
+def test_the_long_fingerprint_covers_tokens_added_around_a_text(tmp_path):
     folder = folder_of(tmp_path, "llama3")
     first = load_tokenizer(str(folder))
     change(folder / "tokenizer.json", post_processor=None)

@@ -8,7 +8,7 @@ from helpers import write_checkpoint
 from oarlock.train.output.folder_guard import RUN_FILE
 from oarlock.train.output.lock import hold_output_lock
 
-# what happens to the folder of a run
+# losing the folder of a run
 
 
 @pytest.fixture

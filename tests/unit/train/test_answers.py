@@ -1,4 +1,4 @@
-"""Scores of answers, and files of fixed prompts."""
+"""Metrics of answers, and files of fixed prompts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from oarlock.train.evaluation.answer_metrics import _RougeTokenizer, compute_ans
 # scores
 
 
-def test_right_answers_score_full_marks_however_short():
+def test_correct_answers_score_1_at_any_length():
     for texts in (["Paris"], ["山", "a b"], ["It is a fine day.", "今天天气很好。"]):
         found = compute_answer_metrics(texts, [f" {text}\n" for text in texts])
         assert found["exact_match"] == 1 and found["rouge_1"] == found["rouge_l"] == 1
@@ -28,18 +28,18 @@ def test_right_answers_score_full_marks_however_short():
     assert set(compute_answer_metrics(["x"], ["a"]).values()) == {0.0}
 
 
-def test_figures_by_hand():
-    """Three of four words, all three in order; two of three pairs."""
+def test_metrics_computed_by_hand():
+    """Three of four words match, all three in order; two of three pairs."""
     found = compute_answer_metrics(["the cat sat on"], ["the cat sat down"])
     assert found["rouge_1"] == found["rouge_l"] == 0.75 and found["rouge_2"] == pytest.approx(2 / 3)
     assert compute_answer_metrics(["a b c"], ["c b a"])["rouge_l"] == pytest.approx(1 / 3)
     chinese = compute_answer_metrics(["今天下雨"], ["今天下雪"])
     assert chinese["rouge_1"] == chinese["rouge_l"] == 0.75 and chinese["rouge_2"] == pytest.approx(2 / 3)
-    # BLEU: 3/4 words, 2/3 pairs, 1/2 triples, and no quadruple, which sacreBLEU smooths to 1/2 of one
+    # BLEU: 3/4 words, 2/3 pairs, 1/2 triples, and no quadruple, which sacreBLEU smooths to half a match
     assert chinese["bleu"] == found["bleu"] == pytest.approx(100 * (3 / 4 * 2 / 3 * 1 / 2 * 1 / 2) ** 0.25)
 
 
-def test_the_tokenizer_goes_by_the_right_answers(capsys, monkeypatch):
+def test_the_language_of_the_references_decides_the_words(capsys, monkeypatch):
     monkeypatch.setattr("oarlock.train.evaluation.answer_metrics.log_once", print)
     compute_answer_metrics(["山"], ["mountain"])
     assert "tok:13a" in capsys.readouterr().out
@@ -48,13 +48,13 @@ def test_the_tokenizer_goes_by_the_right_answers(capsys, monkeypatch):
 
 
 @given(text=st.text("abzABZ019 .,;!?-'\n", max_size=60))
-def test_english_rouge_words_are_googles(text):
+def test_english_rouge_words_equal_rouge_score(text):
     from rouge_score.tokenize import tokenize
 
     assert _RougeTokenizer().tokenize(text) == tokenize(text, None)
 
 
-def test_the_libraries_wait_until_answers_are_scored():
+def test_metric_libraries_are_imported_on_use():
     code = "import sys, oarlock.train.evaluation.prompt_evaluation; assert not {'sacrebleu', 'rouge_score', 'nltk'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=LLM, check=True, timeout=120)
 
@@ -108,7 +108,7 @@ def test_records(load, line, text, answer):
     assert (found.text, found.answer) == (text, answer) and found.input_ids
 
 
-def test_forms_may_be_mixed_and_long_prompts_lose_their_beginning(load):
+def test_formats_may_be_mixed_and_long_prompts_are_cut_at_the_start(load):
     found = load('\ufeff{"src": "a"}\n{"instruction": "b"}\n"c"\n', src_length=3)
     assert [prompt.where for prompt in found] == ["p.jsonl:1", "p.jsonl:2", "p.jsonl:3"]
     (long,) = load('{"src": "one two three four"}', src_length=3)
@@ -133,6 +133,6 @@ def test_wrong_files_are_named_with_their_line(load, content, expected):
         load(content)
 
 
-def test_a_missing_file(tiny_tokenizer):
+def test_a_missing_file_is_an_error(tiny_tokenizer):
     with pytest.raises(DataError, match=r"--eval_prompts nowhere.txt: No such file"):
         load_eval_prompts("nowhere.txt", None, None, 9)

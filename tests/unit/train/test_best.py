@@ -28,7 +28,7 @@ def seen(state: BestEvaluation, *values: float) -> list[bool]:
     return [state.observe(value, 10 * i, Path(f"checkpoint-{10 * i}")) for i, value in enumerate(values, 1)]
 
 
-def test_less_loss_is_better_and_more_bleu():
+def test_lower_loss_and_higher_bleu_are_better():
     assert seen(best(), 3.0, 2.0, 2.0, 2.5, 1.0) == [True, True, False, False, True]
     assert seen(best("--metric_for_best_model", "bleu"), 3.0, 2.0, 3.0, 4.0) == [True, False, False, True]
 
@@ -41,8 +41,8 @@ def test_patience_counts_evaluations_in_a_row():
     assert not best().exhausted
 
 
-def test_threshold_is_for_patience_and_not_for_the_best():
-    """As PaddleNLP's EarlyStoppingCallback: compared with the newest best, however small its step was."""
+def test_the_threshold_affects_patience_only():
+    """As in PaddleNLP's EarlyStoppingCallback: compared with the newest best value, however small its improvement."""
     state = best("--early_stopping_patience", "3", "--early_stopping_threshold", "0.5", "--load_best_model_at_end")
     assert seen(state, 3.0, 2.6, 2.2, 1.8) == [True] * 4
     assert state.exhausted and state.value == 1.8 and state.folder == Path("checkpoint-40")
@@ -51,7 +51,7 @@ def test_threshold_is_for_patience_and_not_for_the_best():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_never_the_best(value):
+def test_a_non_finite_metric_is_never_the_best(value):
     state = best()
     assert seen(state, value, 2.0, value) == [False, True, False] and state.evaluations_since == 1
     assert "no evaluation had a finite eval_loss" in best().describe()
@@ -65,7 +65,7 @@ def resume_point(folder: Path, state: BestEvaluation) -> ResumePoint:
 
 
 @given(values=st.lists(st.floats(0, 9), max_size=12), cut=st.integers(0, 12), threshold=st.sampled_from([0.0, 1.0]))
-def test_a_resumed_state_goes_on_as_it_was(tmp_path_factory, values, cut, threshold):
+def test_a_resumed_state_continues_unchanged(tmp_path_factory, values, cut, threshold):
     words = ["--early_stopping_patience", "3", "--early_stopping_threshold", str(threshold)]
     whole, first = best(*words), best(*words)
     seen(whole, *values)
@@ -76,7 +76,7 @@ def test_a_resumed_state_goes_on_as_it_was(tmp_path_factory, values, cut, thresh
     assert second == whole
 
 
-def test_a_best_checkpoint_that_is_gone_is_not_waited_for(tmp_path, capsys):
+def test_a_deleted_best_checkpoint_is_ignored(tmp_path, capsys):
     state = best("--load_best_model_at_end")
     seen(state, 3.0, 4.0)
     words = ["--load_best_model_at_end"]
@@ -108,7 +108,7 @@ def test_a_best_checkpoint_that_is_gone_is_not_waited_for(tmp_path, capsys):
         (["--do_train", "--eval_prompts", "x"], "--eval_prompts are answered in evaluations: add --do_eval"),
     ],
 )
-def test_combinations_that_can_not_be_are_told(words, expected):
+def test_impossible_combinations_are_reported(words, expected):
     with pytest.raises(ConfigError) as error:
         load_config(FinetuneConfig, words)
     assert expected in str(error.value)
@@ -120,7 +120,7 @@ def test_pretraining_has_no_answers_to_score():
     assert load_config(PretrainConfig, [*TRAIN, "--metric_for_best_model", "perplexity", "--greater_is_better", "no"])
 
 
-def test_every_figure_is_in_the_help():
+def test_every_metric_is_in_the_help():
     from oarlock.config.options import option_specs
 
     text = option_specs(FinetuneConfig)["metric_for_best_model"].help

@@ -11,7 +11,7 @@ from oarlock.train.optim.clip import GlobalNormClip
 # clipping
 
 
-def test_gradients_that_are_small_enough_are_left_as_they_are():
+def test_small_gradients_are_not_clipped():
     random = np.random.default_rng(0).standard_normal((8, 8)).astype("float32")
     for limit, expected in ((1e-3, 1e-3), (float(np.linalg.norm(random)) * 1.01, None)):
         parameter, gradient = paddle.create_parameter([8, 8], "float32"), paddle.to_tensor(random)

@@ -1,4 +1,4 @@
-"""How many cores a run takes."""
+"""How many cores a run uses."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def test_container_quota(tmp_path, text, expected):
     assert _cgroup_quota(tmp_path) == expected
 
 
-def test_training_uses_the_threads(tmp_path):
-    """Plain paddle leaves one thread in use; ours gives the process its share."""
+def test_training_uses_its_share_of_threads(tmp_path):
+    """Plain paddle uses one thread; Oarlock gives the process its share."""
     import subprocess
     import sys
 

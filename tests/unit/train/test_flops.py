@@ -12,7 +12,7 @@ from oarlock.train.throughput import compute_token_flops, look_up_peak_flops
 # flops
 
 
-def test_flops_count_the_models_own_matrices():
+def test_flops_count_the_matrices_of_the_model():
     config = LlamaConfig(**TINY_LLAMA)
     model = LlamaForCausalLM(config)
     matrices = sum(int(np.prod(p.shape)) for n, p in model.named_parameters() if len(p.shape) == 2 and "embed" not in n)

@@ -1,4 +1,4 @@
-"""When to log, evaluate and save; evaluation batches; what the quickstart reports; errors of several ranks."""
+"""When to log, evaluate and save; evaluation batches; the quickstart report; errors of several ranks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def due(
     return due_actions(config, step, 50, before, after, epoch, stopping)
 
 
-def test_steps():
+def test_actions_due_at_each_step():
     words = ["--logging_steps", "5", "--save_steps", "10", "--do_eval", "--eval_steps", "20"]
     assert due(3, *words) == DueActions(False, False, False)
     assert due(5, *words) == DueActions(True, False, False)
@@ -40,7 +40,7 @@ def test_epochs_are_counted_in_samples():
     assert due(3, *words, before=88, after=96) == DueActions(False, False, False)
 
 
-def test_the_end_logs_and_saves_unless_told_not_to():
+def test_the_last_step_logs_and_saves_unless_disabled():
     assert due(50) == DueActions(True, False, True)
     assert due(50, "--save_strategy", "no") == DueActions(True, False, False)
 
@@ -64,7 +64,7 @@ def test_evaluation_counts_every_sample_once(size, batch, replicas):
     assert len({len(sampler) for sampler in samplers}) == 1
 
 
-def test_quickstart_report(tmp_path):
+def test_the_quickstart_report(tmp_path):
     for run, rows in (
         ("pretrained", [{"eval_perplexity": 6000.0}, {"eval_perplexity": 150.2}]),
         ("tuned", [{"eval_exact_match": 0.0}, {"loss": 1}, {"eval_exact_match": 0.95}]),
@@ -84,7 +84,7 @@ def test_quickstart_report(tmp_path):
         assert part in result
 
 
-def test_one_process_shares_with_itself():
+def test_one_process_gathers_only_its_own_object():
     assert all_gather_objects("x") == ["x"]
     run_on_all_ranks(lambda: None)
     with pytest.raises(DataError, match="mine"):
@@ -94,7 +94,7 @@ def test_one_process_shares_with_itself():
 @pytest.mark.parametrize(
     ("error", "code", "said"), [(DataError("told"), 1, "oarlock: error: told"), (StoppedWithOthers("x"), 1, "")]
 )
-def test_errors_are_told_once_and_without_a_trace(capsys, error, code, said):
+def test_errors_are_reported_once_without_a_traceback(capsys, error, code, said):
     def fail() -> int:
         raise error
 

@@ -1,4 +1,4 @@
-"""What happens to the folder of a run while it runs."""
+"""Losing the folder of a run while it runs."""
 
 from __future__ import annotations
 
@@ -19,44 +19,44 @@ from oarlock.train.reporters.row_file import append_rows, read_rows
 from support.locks import write_lock
 
 
-def removed(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
     folder.rename(folder.with_name("away"))
 
 
-def emptied(folder: Path) -> None:
+def empty_folder(folder: Path) -> None:
     (folder / RUN_FILE).unlink()
 
 
-def swept(folder: Path) -> None:
+def delete_files(folder: Path) -> None:
     (folder / LOCK_FILE).unlink()
 
 
-def replaced(folder: Path) -> None:
-    removed(folder)
+def replace_folder(folder: Path) -> None:
+    remove_folder(folder)
     folder.mkdir()
 
 
 def replaced_by_another_run(folder: Path) -> None:
-    replaced(folder)
+    replace_folder(folder)
     write_lock(folder)
 
 
-def taken_over(folder: Path) -> None:
+def take_over_lock(folder: Path) -> None:
     (folder / LOCK_FILE).write_text(json.dumps(vars(Holder.this_process(0)) | {"pid": 7, "host": "elsewhere"}))
 
 
 @pytest.mark.parametrize(
     ("what", "expected", "left"),
     [
-        (removed, "was removed", "There is no earlier"),
-        (emptied, "was emptied", "checkpoint-2 is complete; the same"),
-        (swept, "was emptied or replaced", "checkpoint-2 is complete; the same"),
-        (replaced, "was emptied or replaced", "There is no earlier"),
+        (remove_folder, "was removed", "There is no earlier"),
+        (empty_folder, "was emptied", "checkpoint-2 is complete; the same"),
+        (delete_files, "was emptied or replaced", "checkpoint-2 is complete; the same"),
+        (replace_folder, "was emptied or replaced", "There is no earlier"),
         (replaced_by_another_run, "was taken over by process 4000000 on elsewhere", "There is no earlier"),
-        (taken_over, "was taken over by process 7 on elsewhere", "checkpoint-2 is complete"),
+        (take_over_lock, "was taken over by process 7 on elsewhere", "checkpoint-2 is complete"),
     ],
 )
-def test_a_folder_that_is_lost(run, what, expected, left):
+def test_a_lost_folder_is_reported(run, what, expected, left):
     check_output_dir(run)
     what(run)
     sentence = rf"^--output_dir .*out {expected}.* during the run. {left}"
@@ -68,8 +68,8 @@ def test_a_folder_that_is_lost(run, what, expected, left):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
-def test_a_disk_that_takes_no_more(run, monkeypatch, number):
-    """A row is written whole or not at all, and the sentence names what is left."""
+def test_a_full_disk_is_reported(run, monkeypatch, number):
+    """A row is written completely or not at all, and the error names what remains."""
     append_rows(run / "metrics.jsonl", [{"step": 1}])
     really = os.write
 
@@ -89,7 +89,7 @@ def test_a_disk_that_takes_no_more(run, monkeypatch, number):
     assert (run / "metrics.jsonl").read_text() == '{"step": 1}\n'
 
 
-def test_half_a_row_of_a_killed_run_is_cut_before_the_next(run):
+def test_a_partial_row_of_a_killed_run_is_removed(run):
     (run / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2, "answer": "\xc3')
     append_rows(run / "metrics.jsonl", [{"step": 2}])
     assert (run / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
@@ -97,7 +97,7 @@ def test_half_a_row_of_a_killed_run_is_cut_before_the_next(run):
     assert read_rows(run / "metrics.jsonl") == [{"step": 3}]
 
 
-def test_errors_of_the_file_system_become_one_sentence(tmp_path):
+def test_file_system_errors_become_one_sentence(tmp_path):
     folder = tmp_path / "out"
     with pytest.raises(OutputLost, match=r"run.json could not be written: .*There is no earlier"), guard_run(folder):
         raise PermissionError(errno.EACCES, "Permission denied", str(folder / "run.json"))
@@ -110,13 +110,13 @@ def test_errors_of_the_file_system_become_one_sentence(tmp_path):
     assert not list(folder.iterdir())
 
 
-def test_a_checkpoint_that_is_not_whole_is_not_named(run):
+def test_an_incomplete_checkpoint_is_not_offered(run):
     write_checkpoint(run / "checkpoint-4", 4)
     (run / "checkpoint-4" / "tensors.json").unlink()
     assert folder_guard.describe_newest_checkpoint(run).startswith("checkpoint-2 is complete")
 
 
-def test_a_lock_is_not_of_the_processes_that_are_forked(tmp_path):
+def test_forked_processes_do_not_inherit_the_lock(tmp_path):
     lock = acquire_lock(tmp_path)
     child = os.fork()
     if child == 0:

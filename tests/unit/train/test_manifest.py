@@ -1,4 +1,4 @@
-"""Checkpoints that were hit, or lie: a manifest is byte for byte what was written, and fits the folder, or is refused."""
+"""Damaged or forged checkpoints: a manifest is exactly what was written and fits its folder, or is refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from oarlock.train.checkpoint.writer import rotate
 from oarlock.weights.shard_index import INDEX, shard_file_name
 from oarlock.weights.sharded_store import ShardedStore
 
-LESS = {"shape": [1 << 40, 25], "axis": 0, "runs": [[0, 20]]}  # a piece that is there, of a tensor that is not
+LESS = {"shape": [1 << 40, 25], "axis": 0, "runs": [[0, 20]]}  # an existing shard of a tensor that is missing
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def folder(written, tmp_path) -> Path:
 
 
 def reseal(folder: Path, change=lambda content: None) -> None:
-    """Write a manifest with other content and right checksums, of itself and of all files."""
+    """Write a manifest with other content and valid checksums of itself and of all files."""
     content = json.loads((folder / MANIFEST).read_text())
     for name in content["files"]:
         path = folder / name
@@ -65,8 +65,8 @@ def edit(path: Path, change) -> None:
     path.write_text(json.dumps(content))
 
 
-def refused(folder: Path, expected: str, capsys) -> None:
-    """By verify, in a run's choice of its checkpoint, and by consolidate, each with the same reason."""
+def expect_refusal(folder: Path, expected: str, capsys) -> None:
+    """Check that verify, resume and consolidate refuse a checkpoint, each with the same reason."""
     with pytest.raises(CheckpointError, match=expected) as error:
         verify(folder)
     assert "\n" not in str(error.value)
@@ -78,12 +78,12 @@ def refused(folder: Path, expected: str, capsys) -> None:
         except CheckpointError as problem:
             assert not check or str(problem) == str(error.value)
         else:
-            assert not check  # without the checksums of the files only the manifest is looked at
+            assert not check  # without the checksums of the files only the manifest is checked
     with pytest.raises(SystemExit, match="1"):
         oarlock(["checkpoint", "verify", str(folder)])
 
 
-def test_bits_of_every_file(folder):
+def test_a_bit_flip_in_any_file_is_detected(folder):
     counts = flip_bits(folder, 150)
     assert counts["found"] == 150 and counts["files"] == 4
 
@@ -101,18 +101,18 @@ def test_bits_of_every_file(folder):
         lambda text: "",
     ],
 )
-def test_a_manifest_is_what_was_written(folder, rewrite, capsys):
+def test_the_manifest_reads_back_unchanged(folder, rewrite, capsys):
     path = folder / MANIFEST
     before = path.read_bytes()
     path.write_bytes(rewrite(before.decode()).encode())
     if path.read_bytes() == before:  # the same form, so the same bytes
         assert verify(folder).step == 4
     else:
-        refused(folder, "checksum|not valid JSON", capsys)
+        expect_refusal(folder, "checksum|not valid JSON", capsys)
 
 
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), st.integers() | st.text(max_size=9)))
-def test_a_seal_covers_every_byte(content):
+def test_the_seal_covers_every_byte(content):
     text = sealed_text({"first": 1} | content).encode()
     check_seal(text, "x")
     for i in range(0, len(text), 7):
@@ -152,9 +152,9 @@ def test_a_seal_covers_every_byte(content):
         (lambda c: c.update(other=1), "other is not a known field here"),
     ],
 )  # fmt: skip
-def test_a_manifest_that_lies(folder, change, expected, capsys):
+def test_a_false_manifest_is_refused(folder, change, expected, capsys):
     reseal(folder, change)
-    refused(folder, expected, capsys)
+    expect_refusal(folder, expected, capsys)
 
 
 @pytest.mark.parametrize(
@@ -204,13 +204,13 @@ def test_a_manifest_that_lies(folder, change, expected, capsys):
         ),
     ],
 )
-def test_files_that_lie_with_right_checksums(folder, name, change, expected, capsys):
+def test_false_files_with_valid_checksums_are_refused(folder, name, change, expected, capsys):
     edit(folder / name, change)
     reseal(folder)
-    refused(folder, expected, capsys)
+    expect_refusal(folder, expected, capsys)
 
 
-def test_no_memory_is_taken_for_what_an_index_says_alone(folder):
+def test_an_index_alone_allocates_no_memory(folder):
     edit(folder / INDEX, lambda c: c[shard_file_name(0)]["model/head.weight"].update(LESS))
     with pytest.raises(CheckpointError, match="is incomplete"):
         ShardedStore.open(folder)
@@ -218,7 +218,7 @@ def test_no_memory_is_taken_for_what_an_index_says_alone(folder):
 
 @pytest.mark.parametrize("name", [MANIFEST, INDEX, TRAINER_STATE, shard_file_name(0)])
 @pytest.mark.parametrize("kind", ["pipe", "link out", "link inside", "folder", "nothing"])
-def test_something_else_in_place_of_a_file(folder, name, kind, capsys):
+def test_something_else_in_place_of_a_file_is_refused(folder, name, kind, capsys):
     path = folder / name
     content = path.read_bytes()
     path.unlink()
@@ -233,11 +233,11 @@ def test_something_else_in_place_of_a_file(folder, name, kind, capsys):
     elif kind == "folder":
         path.mkdir()
     if kind == "link inside" and name == MANIFEST:
-        return  # the bytes that were written, in the folder: nothing to refuse
-    refused(folder, "pipe|link|not a regular file|a folder|missing|no manifest.json", capsys)
+        return  # the bytes in the folder are those that were written: nothing to refuse
+    expect_refusal(folder, "pipe|link|not a regular file|a folder|missing|no manifest.json", capsys)
 
 
-def test_files_that_no_manifest_lists_are_named(folder, capsys):
+def test_unlisted_files_are_named(folder, capsys):
     (folder / "added_tokens.json").write_text("{}")
     (folder / "more").mkdir()
     (folder / "more" / "x").write_text("")
@@ -252,15 +252,15 @@ def test_files_that_no_manifest_lists_are_named(folder, capsys):
     assert sorted(path.name for path in (folder.parent / "one").iterdir()) == ["model.safetensors"]
 
 
-def test_numbers_that_json_has_not(tmp_path):
-    """A loss of fp16 may be infinite."""
+def test_non_finite_numbers_in_a_manifest(tmp_path):
+    """A loss in fp16 may be infinite."""
     for loss in (float("inf"), float("nan")):
         folder = write_checkpoint(tmp_path / f"{loss}", 2, loss_window=(loss, 3))
         assert read_manifest(folder).loss_window == (None, 3)
 
 
-def test_a_damaged_checkpoint_ahead_does_not_cost_the_new_one(tmp_path):
-    """A run that goes on from step 2 writes step 3 while a damaged one of step 9 lies there."""
+def test_a_later_damaged_checkpoint_does_not_delete_the_new_one(tmp_path):
+    """A run resumed from step 2 writes step 3 while a damaged checkpoint of step 9 exists."""
     for step in (1, 2, 3, 9):
         write_checkpoint(tmp_path / f"checkpoint-{step}", step)
     rotate(tmp_path, 1, newest=3)

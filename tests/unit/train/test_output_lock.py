@@ -32,7 +32,7 @@ time.sleep(600)
 
 @pytest.fixture
 def other(tmp_path):
-    """Another process that has the folder."""
+    """Another process that holds the folder."""
     environment = {**os.environ, "PYTHONPATH": str(LLM)}
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True, env=environment
@@ -44,7 +44,7 @@ def other(tmp_path):
 
 
 @pytest.mark.parametrize("time", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "then"])
-def test_times_that_are_none_hold_nothing(tmp_path, time):
+def test_invalid_times_hold_no_lock(tmp_path, time):
     text = write_lock(tmp_path / "out", started=time).read_bytes()
     assert Holder.parse(text) is None
     acquire_lock(tmp_path / "out").release()
@@ -52,7 +52,7 @@ def test_times_that_are_none_hold_nothing(tmp_path, time):
 
 @pytest.fixture
 def without_kernel_locks(monkeypatch):
-    """A file system that has none."""
+    """A file system without locks."""
 
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -61,7 +61,7 @@ def without_kernel_locks(monkeypatch):
     monkeypatch.setattr(lock, "_SETTLED_S", 0.05)
 
 
-def test_the_second_says_who_has_it_and_touches_nothing(other, tmp_path):
+def test_the_second_process_names_the_holder_and_changes_nothing(other, tmp_path):
     folder = tmp_path / "out"
     (folder / "metrics.jsonl").write_text("{}\n")
     before = {path: path.stat().st_ctime_ns for path in (folder, *folder.iterdir())}
@@ -74,7 +74,7 @@ def test_the_second_says_who_has_it_and_touches_nothing(other, tmp_path):
 
 
 @pytest.mark.parametrize("kernel", [True, False])
-def test_a_killed_one_is_taken_over(other, tmp_path, capsys, kernel, request):
+def test_the_lock_of_a_killed_process_is_taken_over(other, tmp_path, capsys, kernel, request):
     if not kernel:
         request.getfixturevalue("without_kernel_locks")
         with pytest.raises(EnvironmentProblem, match=f"process {other.pid} on"):
@@ -88,8 +88,8 @@ def test_a_killed_one_is_taken_over(other, tmp_path, capsys, kernel, request):
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_number_that_another_process_has_now_is_no_holder(tmp_path, without_kernel_locks):
-    """The number of a living process (the parent of this one), which began at another time."""
+def test_a_reused_process_id_is_not_the_holder(tmp_path, without_kernel_locks):
+    """The id of a living process (the parent of this one), which started at another time."""
     me = Holder.this_process(0)
     write_lock(tmp_path, host=me.host, pid=os.getppid(), process_start=1)
     acquire_lock(tmp_path).release()
@@ -99,7 +99,7 @@ def test_a_number_that_another_process_has_now_is_no_holder(tmp_path, without_ke
 
 
 def test_the_lock_of_another_user(other, tmp_path, monkeypatch):
-    """In a folder that both may write into: it can be read, and removed when its process is gone."""
+    """In a folder that both may write: it can be read, and removed when its process is gone."""
     really, path = os.open, tmp_path / "out" / LOCK_FILE
     theirs = path.stat().st_ino
 
@@ -118,7 +118,7 @@ def test_the_lock_of_another_user(other, tmp_path, monkeypatch):
     lock.release()
 
 
-def test_another_host_is_given_two_minutes(tmp_path, capsys):
+def test_a_lock_of_another_host_expires_after_two_minutes(tmp_path, capsys):
     for changes in ({}, {"boot": "another", "host": Holder.this_process(0).host}):
         path = write_lock(tmp_path, age=100, **changes)
         with pytest.raises(
@@ -131,7 +131,7 @@ def test_another_host_is_given_two_minutes(tmp_path, capsys):
         assert "process 4000000 on" in capsys.readouterr().out
 
 
-def test_clocks_that_differ_do_no_harm(tmp_path, monkeypatch):
+def test_clock_differences_are_harmless(tmp_path, monkeypatch):
     """Only times of the file system are compared."""
     write_lock(tmp_path)
     monkeypatch.setattr("time.time", lambda: 4e9)
@@ -140,7 +140,7 @@ def test_clocks_that_differ_do_no_harm(tmp_path, monkeypatch):
 
 
 def test_a_lock_that_a_server_keeps_for_a_dead_host(other, tmp_path):
-    """As NFS does for a client that is gone: the kernel's lock is there, a sign of life is not."""
+    """As NFS does for a dead client: the kernel lock exists, but the heartbeat has stopped."""
     path = tmp_path / "out" / LOCK_FILE
     stored = json.loads(path.read_text()) | {"host": "elsewhere", "heartbeat": "2001-01-01T00:00:00+00:00"}
     path.write_text(json.dumps(stored))
@@ -150,7 +150,7 @@ def test_a_lock_that_a_server_keeps_for_a_dead_host(other, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["pipe", "link", "folder", "device"])
-def test_something_else_in_place_of_the_lock(tmp_path, kind):
+def test_something_else_in_place_of_the_lock_is_refused(tmp_path, kind):
     path = tmp_path / LOCK_FILE
     if kind == "pipe":
         os.mkfifo(path)
@@ -167,8 +167,8 @@ def test_something_else_in_place_of_the_lock(tmp_path, kind):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\0" * 300, b'{"pid": "one"}', b"[" * 3000])
-def test_a_lock_that_says_nothing(tmp_path, content, monkeypatch):
-    """Its maker was killed before it wrote its name."""
+def test_an_empty_lock_is_taken_over(tmp_path, content, monkeypatch):
+    """Its process was killed before it wrote its name."""
     monkeypatch.setattr(lock, "_SETTLED_S", 0.05)
     (tmp_path / LOCK_FILE).write_bytes(content)
     taken = acquire_lock(tmp_path)
@@ -176,7 +176,7 @@ def test_a_lock_that_says_nothing(tmp_path, content, monkeypatch):
     taken.release()
 
 
-def test_heartbeats_are_written_in_place(tmp_path):
+def test_heartbeats_update_the_lock_in_place(tmp_path):
     lock = acquire_lock(tmp_path)
     before = (tmp_path / LOCK_FILE).read_bytes()
     os.utime(tmp_path / LOCK_FILE, (0, 0))
@@ -185,7 +185,7 @@ def test_heartbeats_are_written_in_place(tmp_path):
     lock.release()
 
 
-def test_inside_itself_and_in_other_ranks_nothing_is_taken(tmp_path, monkeypatch):
+def test_nested_use_and_other_ranks_take_no_lock(tmp_path, monkeypatch):
     with hold_output_lock(tmp_path), hold_output_lock(tmp_path):
         assert current_lock() is not None
     assert current_lock() is None and not list(tmp_path.iterdir())

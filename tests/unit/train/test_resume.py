@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import flags, write_checkpoint
+from helpers import make_flags, write_checkpoint
 from oarlock.config import FinetuneConfig, load_config
 from oarlock.config.load import flatten
 from oarlock.errors import CheckpointError
@@ -26,12 +26,12 @@ def make_checkpoint(output: Path, step: int, **changes) -> Path:
     return write_checkpoint(folder, step, samples=step * 8, loss_window=(1.5, 2), config=config, **changes)
 
 
-def test_a_whole_checkpoint_verifies(tmp_path):
+def test_a_complete_checkpoint_verifies(tmp_path):
     manifest = verify(make_checkpoint(tmp_path, 5))
     assert manifest.step == 5 and manifest.samples == 40 and manifest.loss_window == (1.5, 2)
 
 
-def flip(path: Path) -> None:
+def flip_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[1000] ^= 1
     path.write_bytes(content)
@@ -40,7 +40,7 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (lambda f: flip(f / "rank-00000.safetensors"), "checksum differs"),
+        (lambda f: flip_bit(f / "rank-00000.safetensors"), "checksum differs"),
         (lambda f: (f / "rank-00000.safetensors").write_bytes(b"short"), "has 5 bytes, but the manifest says"),
         (lambda f: (f / "rank-00000.safetensors").unlink(), "is missing"),
         (lambda f: (f / "manifest.json").unlink(), "an unfinished one"),
@@ -49,7 +49,7 @@ def flip(path: Path) -> None:
         (lambda f: (f / "manifest.json").write_text('{"format": 2}'), "format 2; this version reads format 3"),
     ],
 )
-def test_damage_is_named_and_the_one_before_is_used(tmp_path, capsys, damage, expected):
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(tmp_path, capsys, damage, expected):
     make_checkpoint(tmp_path, 5)
     damage(make_checkpoint(tmp_path, 10))
     with pytest.raises(CheckpointError, match=expected):
@@ -60,17 +60,17 @@ def test_damage_is_named_and_the_one_before_is_used(tmp_path, capsys, damage, ex
 
 
 def config_for(output: Path, **options) -> FinetuneConfig:
-    return load_config(FinetuneConfig, flags(do_train=1, output_dir=output, **options)).config
+    return load_config(FinetuneConfig, make_flags(do_train=1, output_dir=output, **options)).config
 
 
-def test_a_run_of_the_same_configuration_goes_on(tmp_path):
+def test_a_run_of_the_same_configuration_resumes(tmp_path):
     make_checkpoint(tmp_path, 5)
     point = find_resume_point(config_for(tmp_path, logging_steps=3, per_device_train_batch_size=2), "data")
     assert point.manifest.step == 5
     assert find_resume_point(config_for(tmp_path / "empty"), "data") is None
 
 
-def test_another_run_is_refused_with_what_differs(tmp_path):
+def test_another_run_is_refused_with_the_differences(tmp_path):
     make_checkpoint(tmp_path, 5)
     with pytest.raises(CheckpointError) as error:
         find_resume_point(config_for(tmp_path, learning_rate=1e-2), "other")
@@ -79,14 +79,14 @@ def test_another_run_is_refused_with_what_differs(tmp_path):
     assert "--overwrite_output_dir" in text and "--resume_from_checkpoint" in text
 
 
-def test_an_explicit_resume_goes_on_all_the_same(tmp_path, capsys):
+def test_an_explicit_resume_allows_differences(tmp_path, capsys):
     folder = make_checkpoint(tmp_path, 5)
     config = config_for(tmp_path / "new", learning_rate=1e-2, resume_from_checkpoint=folder)
     assert find_resume_point(config, "data").folder == folder
     assert "learning_rate was" in capsys.readouterr().out
 
 
-def test_overwrite_deletes_the_run_only(tmp_path):
+def test_overwrite_deletes_only_the_run(tmp_path):
     make_checkpoint(tmp_path, 5)
     (tmp_path / "metrics.jsonl").write_text("{}")
     (tmp_path / "notes.txt").write_text("mine")
@@ -94,14 +94,14 @@ def test_overwrite_deletes_the_run_only(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt"]
 
 
-def test_evaluation_alone_neither_resumes_nor_deletes(tmp_path):
+def test_an_evaluation_only_run_neither_resumes_nor_deletes(tmp_path):
     make_checkpoint(tmp_path, 5)
-    config = load_config(FinetuneConfig, flags(do_eval=1, output_dir=tmp_path, overwrite_output_dir=1)).config
+    config = load_config(FinetuneConfig, make_flags(do_eval=1, output_dir=tmp_path, overwrite_output_dir=1)).config
     assert find_resume_point(config, "data") is None
     assert list_checkpoints(tmp_path)
 
 
-def test_leftovers_of_a_killed_save_are_removed(tmp_path):
+def test_files_of_a_killed_save_are_removed(tmp_path):
     make_checkpoint(tmp_path, 5)
     for name in (".checkpoint-10.partial", ".checkpoint-2.deleted"):
         (tmp_path / name).mkdir()
@@ -132,7 +132,7 @@ def test_reasons_of_a_failed_save(tmp_path):
     assert explain_error(ValueError("odd"), tmp_path) == "odd"
 
 
-def test_rows_behind_a_checkpoint_are_cut(tmp_path):
+def test_rows_after_a_checkpoint_are_removed(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 5}\n{"step": 10}\n{"step": 15}\n{"step": 1')
     cut_rows_after(path, 10)

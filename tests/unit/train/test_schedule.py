@@ -17,7 +17,7 @@ from oarlock.train.run_length import count_total_steps
 # schedule
 
 
-def rates(steps: int, **options) -> list[float]:
+def compute_rates(steps: int, **options) -> list[float]:
     scheduler = make_scheduler(ScheduleSection(**options), steps)
     found = []
     for _ in range(steps + 1):
@@ -27,20 +27,26 @@ def rates(steps: int, **options) -> list[float]:
 
 
 def test_cosine_ends_at_min_learning_rate():
-    found = rates(100, learning_rate=1.0, min_learning_rate=0.1, lr_scheduler_type="cosine", warmup_steps=10)
+    found = compute_rates(100, learning_rate=1.0, min_learning_rate=0.1, lr_scheduler_type="cosine", warmup_steps=10)
     assert found[0] == 0 and found[10] == pytest.approx(1.0) and found[100] == pytest.approx(0.1)
     assert found[55] == pytest.approx(0.1 + 0.9 * 0.5) and all(a > b for a, b in itertools.pairwise(found[10:]))
 
 
 def test_linear_and_constant():
-    found = rates(10, learning_rate=1.0, lr_scheduler_type="linear", warmup_ratio=0.2)
+    found = compute_rates(10, learning_rate=1.0, lr_scheduler_type="linear", warmup_ratio=0.2)
     assert found[1] == pytest.approx(0.5) and found[6] == pytest.approx(0.5) and found[10] == pytest.approx(0.0)
-    assert rates(3, learning_rate=2.0, lr_scheduler_type="constant") == [2.0] * 4
-    assert rates(4, learning_rate=1.0, lr_scheduler_type="constant_with_warmup", warmup_steps=2) == [0, 0.5, 1, 1, 1]
+    assert compute_rates(3, learning_rate=2.0, lr_scheduler_type="constant") == [2.0] * 4
+    assert compute_rates(4, learning_rate=1.0, lr_scheduler_type="constant_with_warmup", warmup_steps=2) == [
+        0,
+        0.5,
+        1,
+        1,
+        1,
+    ]
 
 
 @given(samples=st.integers(1, 1000), epochs=st.floats(0.1, 5), batch=st.integers(1, 64), steps=st.integers(0, 20))
-def test_every_epoch_is_trained_whole(samples, epochs, batch, steps):
+def test_every_epoch_is_trained_completely(samples, epochs, batch, steps):
     total = count_total_steps(ScheduleSection(num_train_epochs=epochs), samples, batch, 0, 0)
     assert (total - 1) * batch < samples * epochs + 1e-3 <= total * batch + 2e-3
     done = min(steps, total)
@@ -48,19 +54,19 @@ def test_every_epoch_is_trained_whole(samples, epochs, batch, steps):
     assert count_total_steps(ScheduleSection(max_steps=7), samples, batch, 3, 3) == 7
 
 
-def test_a_share_of_the_steps_is_rounded_up():
+def test_a_warmup_ratio_is_rounded_up():
     found = [warmup_steps(ScheduleSection(warmup_ratio=0.03), steps) for steps in (1, 33, 34, 100, 101)]
     assert found == [1, 1, 2, 3, 4]
     assert warmup_steps(ScheduleSection(warmup_ratio=0.03, warmup_steps=7), 100) == 7
 
 
-def test_a_warm_up_without_a_step_after_it(capsys):
-    """In steps it is refused, whatever the length of the run comes from; as a share it is said."""
+def test_a_warmup_as_long_as_the_run(capsys):
+    """Given in steps, it is refused wherever the length of the run comes from; given as a ratio, it is reported."""
     for steps in (5, 6):
         with pytest.raises(ConfigError, match=f"--warmup_steps 6 leaves no step of this run, which has {steps}"):
             check_warmup(ScheduleSection(warmup_steps=6), steps)
     check_warmup(ScheduleSection(warmup_steps=6), 7)
-    check_warmup(ScheduleSection(warmup_steps=6), 5, done=5)  # a run that is complete has nothing to complain of
+    check_warmup(ScheduleSection(warmup_steps=6), 5, done=5)  # a complete run has no problem
     with pytest.raises(ConfigError, match="--decay_steps 10 must be above the 20 steps"):
         check_warmup(ScheduleSection(warmup_ratio=0.2, decay_steps=10), 100)
     assert capsys.readouterr().out == ""
@@ -68,7 +74,7 @@ def test_a_warm_up_without_a_step_after_it(capsys):
     assert "is 1 of this run's 1 step(s): the learning rate never reaches 0.0002" in capsys.readouterr().out
 
 
-def test_an_extended_run_says_what_its_rate_becomes():
+def test_an_extended_run_reports_its_learning_rate():
     before = ScheduleSection(learning_rate=1e-3, max_steps=10)
     said = describe_rate_change(replace(before, max_steps=20), 20, vars(before), 10, 10)
     assert said.startswith("the learning rate changes: step 11 has 0.0005 in a run of 20 steps; it had 0 in")

@@ -225,12 +225,28 @@ def store_examples(
     wanted = {side: parts[side] for side in sides if parts[side][0]}
 
     def tokenize_missing() -> dict[str, str]:
+        """Return the name of the examples' folder of each side. It is made if it is missing or unusable."""
+        found = {}
         try:
-            return {side: _ensure_examples(cache, side, *wanted[side]) for side in wanted}
+            for side, (records, own) in wanted.items():
+                inputs = {
+                    "version": ENCODING_VERSION,
+                    "sources": [source.digest(cache / "hashes") for source in records],
+                    "tokenizer": compute_tokenizer_fingerprint(own.tokenizer),
+                    "template": own.template.identity,
+                    "recipe": [own.src_length, own.tgt_length, own.form, own.prompts],
+                }
+                key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
+                if not _is_usable(cache / key, own):
+                    with locked(cache / f".{key}.lock"):  # another run may be making it
+                        if not _is_usable(cache / key, own):
+                            _write_examples(cache / key, side, records, own)
+                found[side] = key
         except OSError as error:
             raise DataError(
                 f"{cache}: tokenised data can't be stored here ({error.strerror}); choose another --data_cache_dir"
             ) from error
+        return found
 
     keys, of_all_nodes = run_once_per_node(tokenize_missing)
     if any(other != keys for other in of_all_nodes):
@@ -239,23 +255,6 @@ def store_examples(
             "same files to all nodes"
         )
     return {side: StoredExamples(cache / key, [s.name for s in wanted[side][0]]) for side, key in keys.items()}
-
-
-def _ensure_examples(cache: Path, side: str, sources: list[RecordSource], settings: EncodingSettings) -> str:
-    """Return the name of the examples' folder. It is made if it is missing or unusable."""
-    inputs = {
-        "version": ENCODING_VERSION,
-        "sources": [source.digest(cache / "hashes") for source in sources],
-        "tokenizer": compute_tokenizer_fingerprint(settings.tokenizer),
-        "template": settings.template.identity,
-        "recipe": [settings.src_length, settings.tgt_length, settings.form, settings.prompts],
-    }
-    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
-    if not _is_usable(cache / key, settings):
-        with locked(cache / f".{key}.lock"):  # another run may be making it
-            if not _is_usable(cache / key, settings):
-                _write_examples(cache / key, side, sources, settings)
-    return key
 
 
 def _is_usable(folder: Path, settings: EncodingSettings) -> bool:

@@ -21,7 +21,6 @@ from oarlock.data.files.json_text import parse_line
 from oarlock.data.files.tables import read_table
 from oarlock.data.files.text_readers import (
     BadLine,
-    Batch,
     check_characters,
     decode_lines,
     parse_json_line,
@@ -110,7 +109,11 @@ class FileRecords:
             raise DataError(f"{path}: {error.strerror}") from error
         if head == b"PAR1":
             return cls(replace(source, format="parquet"))
-        return cls(replace(source, format="json") if _read_first_character(source) == b"[" else source)
+        text = b""
+        with open_source(source) as stream:
+            while not text and (block := stream.read(byte_streams.BLOCK_BYTES)):
+                text = block.lstrip()
+        return cls(replace(source, format="json") if text.startswith(b"[") else source)
 
     unit = "B"
 
@@ -137,9 +140,15 @@ class FileRecords:
                         items.append((line, error))
                 yield ItemBatch(items, consumed)
         elif self.source.format == "parquet":
+            import pyarrow.parquet as parquet
+
             with name_errors(self.source):
                 for batch in read_parquet_batches(self.source):
-                    yield from _read_parquet_rows(batch)
+                    row, left = batch.first_line, batch.consumed
+                    with parquet.ParquetFile(self.source.path) as file:
+                        for part in file.iter_batches(batch_size=_ROWS, row_groups=[batch.row_group]):
+                            yield ItemBatch(list(enumerate(part.to_pylist(), row)), left)
+                            row, left = row + part.num_rows, 0
         elif self.source.format == "txt":
             yield from _read_text_parts(self.source)
         else:
@@ -157,14 +166,6 @@ class FileRecords:
     def digest(self, notes: Path) -> str:
         """Return a digest of the bytes and of the format."""
         return f"{self.source.format} {file_sha256_noted(self.source.path, notes)}"
-
-
-def _read_first_character(source: Source) -> bytes:
-    with open_source(source) as stream:
-        while block := stream.read(byte_streams.BLOCK_BYTES):
-            if text := block.lstrip():
-                return text[:1]
-    return b""
 
 
 def parse_cells(item: Any) -> Any:
@@ -209,16 +210,6 @@ def _read_text_parts(source: Source) -> Iterator[ItemBatch]:
         yield ItemBatch(items, batch.consumed)
     if any_text:
         yield ItemBatch([(line, PlainText("", where, ends=True))], 0)
-
-
-def _read_parquet_rows(batch: Batch) -> Iterator[ItemBatch]:
-    import pyarrow.parquet as parquet
-
-    row, left = batch.first_line, batch.consumed
-    with parquet.ParquetFile(batch.source.path) as file:
-        for part in file.iter_batches(batch_size=_ROWS, row_groups=[batch.row_group]):
-            yield ItemBatch(list(enumerate(part.to_pylist(), row)), left)
-            row, left = row + part.num_rows, 0
 
 
 # records that are rows of something

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,11 +63,20 @@ def render_chat_text(conversation: Conversation, template: ChatTemplate) -> Chat
         whole, blocks = chat.run()
         answers = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant"]
         last = _find_answer(chat, answers[-1], whole)
-        if _GENERATION.search(chat.source):
-            trained = _select_marked(chat, answers, blocks, conversation.not_trained)
-        else:
-            trained = [_find_answer(chat, i, whole) for i in answers[:-1] if i not in conversation.not_trained]
-            trained += [last] if answers[-1] not in conversation.not_trained else []
+        not_trained = conversation.not_trained
+        if not _GENERATION.search(chat.source):
+            trained = [_find_answer(chat, i, whole) for i in answers[:-1] if i not in not_trained]
+            trained += [last] if answers[-1] not in not_trained else []
+        elif not not_trained:
+            trained = blocks
+        else:  # the marked blocks of the answers that are trained on
+            trained, before = [], 0
+            for i in answers:
+                end = len(blocks) if i == answers[-1] else len(chat.run(chat.messages[: i + 1])[1])
+                if not before <= end <= len(blocks):
+                    raise _inseparable_error(chat)
+                trained += blocks[before:end] if i not in not_trained else []
+                before = end
         earlier = [thought for i in answers[:-1] for thought in _find_reasoning(chat.messages[i])]
         forgotten = any(whole.count(thought, 0, last[0]) < earlier.count(thought) for thought in earlier)
         if not all(thought in whole[last[0] : last[1]] for thought in _find_reasoning(chat.messages[answers[-1]])):
@@ -88,22 +96,6 @@ def _find_reasoning(message: Message) -> list[str]:
     """Return the reasoning of an assistant message: its own field, or <think> in the content."""
     inside = message.get("content", "").rpartition("</think>")[0].replace("<think>", "")
     return [text.strip() for text in (message.get(REASONING[0], ""), inside) if text.strip()]
-
-
-def _select_marked(
-    chat: PreparedChat, answers: Sequence[int], blocks: list[tuple[int, int]], not_trained: frozenset[int]
-) -> list[tuple[int, int]]:
-    """Return the marked blocks of the answers that are trained on."""
-    if not not_trained:
-        return blocks
-    kept, before = [], 0
-    for i in answers:
-        end = len(blocks) if i == answers[-1] else len(chat.run(chat.messages[: i + 1])[1])
-        if not before <= end <= len(blocks):
-            raise _inseparable_error(chat)
-        kept += blocks[before:end] if i not in not_trained else []
-        before = end
-    return kept
 
 
 def _find_answer(chat: PreparedChat, i: int, whole: str) -> tuple[int, int]:

@@ -145,8 +145,13 @@ def _read_tokenizer(folder: Path) -> FastTokenizer:
     _add_tokens(backend, folder, listed, special, extra)
     if not path.is_file():
         _add_bos_and_eos(backend, folder, settings, special)
-    else:
-        _check_bos_and_eos(backend, path, settings, special)
+    else:  # the file has precedence over the configuration, as in transformers 5
+        row = backend.encode("a", add_special_tokens=True).ids
+        for flag, name, end in (("add_bos_token", "bos_token", row[:1]), ("add_eos_token", "eos_token", row[-1:])):
+            id_ = backend.token_to_id(special.get(name, "")) if name in special else None
+            if id_ is not None and isinstance(settings.get(flag), bool) and settings[flag] != (end == [id_]):
+                adds = "adds it" if end == [id_] else "does not add it"
+                log_once(f"{folder / CONFIG} has {flag} {settings[flag]}, but {path.name} {adds}, which is used")
     if "eos_token" not in settings and "eos_token" not in special:
         special |= _find_eos_of_model(folder, backend)
     files = [folder / "chat_template.jinja", *sorted(folder.glob("chat_templates/*.jinja"))]
@@ -272,16 +277,6 @@ def _add_bos_and_eos(backend: Tokenizer, folder: Path, settings: Mapping[str, An
             pair=" ".join(pair),
             special_tokens=[(token, backend.token_to_id(token)) for token in dict.fromkeys([*begin, *end])],
         )
-
-
-def _check_bos_and_eos(backend: Tokenizer, path: Path, settings: Mapping[str, Any], special: Mapping[str, str]) -> None:
-    """Log where tokenizer.json contradicts the configuration. The file wins, as in transformers 5."""
-    row = backend.encode("a", add_special_tokens=True).ids
-    for flag, name, has in (("add_bos_token", "bos_token", row[:1]), ("add_eos_token", "eos_token", row[-1:])):
-        id_ = backend.token_to_id(special.get(name, "")) if name in special else None
-        if id_ is not None and isinstance(settings.get(flag), bool) and settings[flag] != (has == [id_]):
-            adds = "adds it" if has == [id_] else "does not add it"
-            log_once(f"{path.parent / CONFIG} has {flag} {settings[flag]}, but {path.name} {adds}, which is used")
 
 
 def _find_eos_of_model(folder: Path, backend: Tokenizer) -> dict[str, str]:

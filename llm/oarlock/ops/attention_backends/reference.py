@@ -21,11 +21,12 @@ def reference_attention(
     scale: float,
     soft_cap: float | None = None,
     sinks: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Compute attention, [batch, queries, heads, value_dim]. A query without keys gives 0.
 
     Args:
-        query, key, value, scale, soft_cap, sinks: see oarlock.ops.attention.attend.
+        query, key, value, scale, soft_cap, sinks, dropout: see oarlock.ops.attention.attend.
         seen: bool [batch or 1, heads or 1, queries, keys], true if a query attends to a key.
     """
     heads, kv_heads = query.shape[2], key.shape[2]
@@ -44,6 +45,8 @@ def reference_attention(
     else:
         of_sinks = paddle.zeros_like(scores[..., :1]) + sinks.astype("float32").reshape([1, heads, 1, 1])
         weights = functional.softmax(paddle.concat([scores, of_sinks], axis=-1))[..., :-1]
+    if dropout:
+        weights = functional.dropout(weights, dropout)
     weights = weights.astype(value.dtype).reshape([0, kv_heads, -1, 0])
     output = paddle.matmul(weights, value).reshape([0, heads, -1, value.shape[3]])
     # Softmax gives a query without keys the mean of all values, or weights of exp(-64) beside a sink.
@@ -59,6 +62,7 @@ def attend_in_blocks(
     scale: float,
     soft_cap: float | None = None,
     sinks: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Compute the same as reference_attention, in memory that does not grow with the square of a row.
 
@@ -70,7 +74,7 @@ def attend_in_blocks(
             query[block.row : block.row + 1, block.start : block.stop],
             key[block.row : block.row + 1, block.first_key : block.stop],
             value[block.row : block.row + 1, block.first_key : block.stop],
-            block.seen, scale, soft_cap, sinks,
+            block.seen, scale, soft_cap, sinks, dropout,
         )
         for block in blocks
     ]  # fmt: skip

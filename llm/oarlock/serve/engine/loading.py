@@ -22,7 +22,6 @@ from oarlock.merge.inputs import WeightedAdapter
 from oarlock.model_config.generation_config import find_end_tokens, read_generation_config, read_sampling_defaults
 from oarlock.model_config.load import find_model_class, read_config
 from oarlock.model_config.model_folder import find_model_folder
-from oarlock.model_config.sliding_window import find_window
 from oarlock.models.build import ModelSource, build_model
 from oarlock.models.load_finetuned import check_base
 from oarlock.peft.adapter_folder import Base
@@ -151,10 +150,6 @@ def open_served_model(
     folder = find_model_folder(str(model), with_weights=True)
     config = read_config(folder)
     context = next((int(value) for name in _CONTEXT if (value := getattr(config, name, None))), 2048)
-    window = find_window(config)
-    if window and window < context:  # beyond it the model was trained to forget, which PaddleNLP's does not
-        log_once(f"the model's context is cut from {context:,} to the {window:,} tokens of its sliding window")
-        context = window
     if context < _LEAST_CONTEXT:
         raise ModelError(
             f"{folder / 'config.json'}: {context} token(s) at a time are too few for a question and its answer"

@@ -1,4 +1,4 @@
-"""What to do after a run: the printed advice works as printed, an adapter folder stands for a model of its own.
+"""After a run: the printed advice works as printed, and an adapter folder can be used in place of a model.
 
 All training runs of a stage run in one process (warm_runs.py), from a folder in which the base is a relative path.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from helpers import flags, make_tiny_model, rows
+from helpers import make_flags, make_tiny_model, read_rows
 from oarlock.config.shared import ScheduleSection
 from oarlock.train.optim.schedule import make_scheduler
 
@@ -68,15 +68,18 @@ class Stage:
             "device": "cpu", "logging_steps": 1,
         }  # fmt: skip
         if name == "pretrain":
-            return ["run_pretrain.py", *flags(**(options | {"input_dir": self.folder / "corpus", "do_eval": 0} | more))]
+            return [
+                "run_pretrain.py",
+                *make_flags(**(options | {"input_dir": self.folder / "corpus", "do_eval": 0} | more)),
+            ]
         options |= {"dataset_name_or_path": str(self.folder / "data")} | METHODS.get(name, {}) | PLANS.get(name, {})
         if name == "epochs":
             options |= {"max_steps": -1, "num_train_epochs": 1}
         start = TWO_RANKS if name in PLANS else []
-        return [*start, "finetune_generation.py", *flags(**(options | more))]
+        return [*start, "finetune_generation.py", *make_flags(**(options | more))]
 
-    def rows(self, name: str, key: str) -> list[dict[str, Any]]:
-        return [row for row in rows(self.folder / "out" / name.replace(" ", "-") / "metrics.jsonl") if key in row]
+    def read_rows(self, name: str, key: str) -> list[dict[str, Any]]:
+        return [row for row in read_rows(self.folder / "out" / name.replace(" ", "-") / "metrics.jsonl") if key in row]
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +131,12 @@ def longer(stage) -> Stage:
 
 
 @pytest.mark.parametrize("name", COMPLETE)
-def test_a_complete_run_is_made_longer_as_it_says(longer, name):
+def test_following_the_printed_advice_extends_a_complete_run(longer, name):
     said = longer.said(f"{name} longer")
     steps = 6 if name == "epochs" else 4
     assert f"resuming from out/{name.replace(' ', '-')}/checkpoint-{steps // 2} (step {steps // 2}, " in said
     assert f"{steps} steps of" in said and f"done: {steps} steps; " in said
-    # The learning rate is that of the longer run from there on, and that is said with both figures.
+    # From there on the learning rate is that of the longer run, and the log gives both values.
     scheduler = make_scheduler(ScheduleSection(learning_rate=1e-2), steps)
     scheduler.step(steps // 2)
     assert f"step {steps // 2 + 1} has {scheduler():.4g} in a run of {steps} steps; it had 0 in" in said
@@ -143,13 +146,13 @@ def test_a_complete_run_is_made_longer_as_it_says(longer, name):
         scheduler.step()
 
 
-def test_a_run_that_stopped_early_trains_on_as_it_says(longer):
+def test_following_the_printed_advice_continues_an_early_stopped_run(longer):
     assert "step 2: eval_loss" in longer.said("patience") and "step 3: " not in longer.said("patience")
     assert "resuming from out/patience/checkpoint-2" in longer.said("patience longer")
     assert longer.rows("patience", "eval_loss")[-1]["step"] == 4
 
 
-def test_a_run_of_another_configuration_is_gone_on_with_as_it_says(longer):
+def test_following_the_printed_advice_resumes_with_another_configuration(longer):
     """The third way that the refusal names; the first two are other runs."""
     assert "learning_rate was 0.01, is 0.003" in longer.said("another", code=1)
     said = longer.said("another all the same")
@@ -165,7 +168,8 @@ def test_default_lengths_fit_the_model(stage):
     assert "--src_length 111 (default 128) and --tgt_length 139 (default 160)" in stage.said(
         "p_tuning"
     )  # 6 are virtual
-    assert "--src_length + --tgt_length asks for sequences of 257" in stage.said("too long", code=2)  # it was asked for
+    # A length was requested.
+    assert "--src_length + --tgt_length asks for sequences of 257" in stage.said("too long", code=2)
 
 
 @pytest.fixture(scope="module")
@@ -177,10 +181,10 @@ def alone(stage) -> Stage:
     for name in ADAPTERS:
         adapter = f"../out/{name}"
         more = {"dataset_name_or_path": data, "report_to": "none", "device": "cpu", "logging_steps": 1}
-        words = flags(model_name_or_path=adapter, do_eval=1, output_dir=f"../out/{name}-alone", **more)
+        words = make_flags(model_name_or_path=adapter, do_eval=1, output_dir=f"../out/{name}-alone", **more)
         commands[f"{name} alone"] = ["finetune_generation.py", *words]
         merged = {"merge_weights": 1} if name == "lora" else {}
-        words = flags(
+        words = make_flags(
             model_name_or_path=adapter, do_train=1, max_steps=2, output_dir=f"../out/{name}-on", **more, **merged
         )
         commands[f"{name} on"] = ["finetune_generation.py", *words]
@@ -189,11 +193,12 @@ def alone(stage) -> Stage:
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_an_adapter_folder_alone_is_evaluated_and_trained_further(alone, name):
+def test_an_adapter_folder_is_enough_to_evaluate_and_train_further(alone, name):
     said = alone.said(f"{name} alone")
     assert f"../out/{name} is an adapter" in said and f"its base {BASE} is taken from {alone.folder / BASE}" in said
     last = alone.rows(name, "eval_loss")
-    trained = next(row for row in last if row["step"] == 2)  # of its own training (it may have been made longer since)
+    # Of its own training: the run may have been extended since.
+    trained = next(row for row in last if row["step"] == 2)
     final = last[-1]
     found = alone.rows(f"{name}-alone", "eval_loss")[-1]["eval_loss"]
     assert found == pytest.approx((final if final["step"] > 2 else trained)["eval_loss"], rel=1e-6)

@@ -1,4 +1,4 @@
-"""An adapter folder in the place of a model: its base is found and compared, its texts are its own; lengths that fit."""
+"""An adapter folder in place of a model: its base is found and compared, its tokenizer is used; default lengths fit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers import flags, make_adapter, make_tiny_tokenizer
+from helpers import make_adapter, make_flags, make_tiny_tokenizer
 from oarlock.cli.commands import chat, serve
 from oarlock.config import FinetuneConfig, PretrainConfig, load_config
 from oarlock.errors import ConfigError, ModelError
@@ -33,7 +33,7 @@ TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor 
 
 @pytest.fixture
 def place(tmp_path, tiny_model, monkeypatch) -> Path:
-    """models/a/base and out/lora (with a template of its own), as a run that was started here leaves them."""
+    """models/a/base and out/lora (with its own template), as a run started here leaves them."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_model, "models/a/base")
     Path("out").mkdir()
@@ -44,7 +44,7 @@ def place(tmp_path, tiny_model, monkeypatch) -> Path:
 
 
 def loaded(*words: str, **options: object):
-    return load_config(FinetuneConfig, [*flags(do_train=1, **options), *words])
+    return load_config(FinetuneConfig, [*make_flags(do_train=1, **options), *words])
 
 
 def started(*words: str, **options: object) -> FinetuneConfig:
@@ -52,7 +52,7 @@ def started(*words: str, **options: object) -> FinetuneConfig:
     return start_from_adapter(found.config, found.origins)
 
 
-def test_the_base_is_found_from_anywhere_and_asked_for_when_it_is_gone(place, monkeypatch, capsys):
+def test_the_base_is_found_from_any_folder_and_requested_if_missing(place, monkeypatch, capsys):
     adapter = open_adapter("out/lora")
     assert find_base(adapter, "") == Path("models/a/base") and capsys.readouterr().out == ""
     (place / "elsewhere").mkdir()
@@ -74,7 +74,7 @@ def test_the_base_is_found_from_anywhere_and_asked_for_when_it_is_gone(place, mo
     assert load_finetuned("../out/lora", "../moved/a/base").template.source == TEMPLATE
 
 
-def test_the_options_are_the_adapters_where_they_are_not_given(place, capsys):
+def test_omitted_options_come_from_the_adapter(place, capsys):
     config = started(model_name_or_path="out/lora")
     method, model = config.method, config.model
     assert (method.lora, method.r, method.lora_alpha, method.lora_target_modules) == (True, 3, 5.0, "q_proj")
@@ -90,7 +90,7 @@ def test_the_options_are_the_adapters_where_they_are_not_given(place, capsys):
     assert "--r, --num_prefix_tokens: not used, because no method is chosen" in capsys.readouterr().out
 
 
-def test_what_does_not_go_together_is_refused(place):
+def test_incompatible_options_are_refused(place):
     make_adapter("models/a/base", Path("out/prefix"), Prefix(4))
     with pytest.raises(ConfigError, match="--adapter_name_or_path out/prefix is another"):
         started(model_name_or_path="out/lora", adapter_name_or_path="out/prefix")
@@ -104,7 +104,7 @@ def test_what_does_not_go_together_is_refused(place):
         chat._find_folders("out/prefix", None, place)
 
 
-def test_chat_and_serve_take_the_texts_of_the_adapter(place, monkeypatch):
+def test_chat_and_serve_use_the_tokenizer_of_the_adapter(place, monkeypatch):
     tools = Path("additional_chat_templates/tool_use.jinja")
     (Path("out/lora") / tools).parent.mkdir()
     (Path("out/lora") / tools).write_text(TEMPLATE + "{{ tools }}")
@@ -114,7 +114,7 @@ def test_chat_and_serve_take_the_texts_of_the_adapter(place, monkeypatch):
     assert (Path(view) / tools).read_text() == TEMPLATE + "{{ tools }}"
     assert (Path(view) / "model.safetensors").samefile("models/a/base/model.safetensors")
     assert Base.from_folder("", Path(view)).fingerprint == Base.from_folder("", Path("models/a/base")).fingerprint
-    assert add_texts_of(place, Path("models/a/base"), place) == Path("models/a/base")  # one without texts of its own
+    assert add_texts_of(place, Path("models/a/base"), place) == Path("models/a/base")  # one without its own tokenizer
     served = {}
 
     def run(config: ServeConfig, *_: object) -> int:
@@ -133,13 +133,13 @@ def test_chat_and_serve_take_the_texts_of_the_adapter(place, monkeypatch):
     assert not any(path.name.startswith(".oarlock-serve") for path in Path("models/a").iterdir())
 
 
-def test_a_checkpoint_is_told_apart_from_an_adapter(place):
-    """The way from a checkpoint to an adapter is named where there is one."""
+def test_a_checkpoint_is_distinguished_from_an_adapter(place):
+    """The error says how to make an adapter from a checkpoint where that is possible."""
     checkpoint = Path("out/checkpoint-1")
     checkpoint.mkdir()
     (checkpoint / INDEX).write_text("{}")
     assert not holds_adapter(checkpoint)
-    with pytest.raises(ModelError, match=r"adapter.json is missing$"):  # of a run that trained all weights
+    with pytest.raises(ModelError, match=r"adapter.json is missing$"):  # of full training
         open_adapter(checkpoint)
     shutil.copy("out/lora/adapter.json", checkpoint)
     with pytest.raises(ModelError, match="`oarlock checkpoint consolidate out/checkpoint-1 ADAPTER`"):
@@ -160,8 +160,8 @@ def source(positions: int):
         (256, {"src_length": 200}, 0, (200, 56)),
         (256, {"tgt_length": 250}, 0, (6, 250)),
         (256, {"src_length": 10}, 0, (10, 160)),
-        (256, {"src_length": 255}, 0, (255, 160)),  # no room for an answer: refused by check_lengths
-        (256, {"src_length": 128, "tgt_length": 160}, 0, (128, 160)),  # given, though they are the defaults
+        (256, {"src_length": 255}, 0, (255, 160)),  # no space for an answer: refused by check_lengths
+        (256, {"src_length": 128, "tgt_length": 160}, 0, (128, 160)),  # given, although equal to the defaults
         (256, {"p_tuning": 1, "num_virtual_tokens": 16}, 0, (106, 134)),
         (0, {}, 0, (128, 160)),
     ],
@@ -182,12 +182,12 @@ def test_a_corpus_is_cut_to_the_context_too():
     assert fit_lengths(found.config, source(4096), found.origins) is found.config
     given = load_config(PretrainConfig, ["--do_train", "--max_seq_length", "1024"])
     assert fit_lengths(given.config, source(512), given.origins) is given.config
-    # Where nobody knows where the values are from, one that is not the default was given.
+    # If the origin of the values is unknown, a value other than the default counts as given.
     other = replace(found.config, data=replace(found.config.data, max_seq_length=600))
     assert fit_lengths(other, source(512), {}) is other
 
 
-def test_a_question_that_is_no_text(tiny_model):
+def test_a_question_that_is_not_text_is_refused(tiny_model):
     with pytest.raises(ConfigError, match="is not valid text"):
         list(ask_model(str(tiny_model), ["caf\udce9"], 2))
 

@@ -1,4 +1,4 @@
-"""Twenty steps beside transformers' Trainer and PEFT: losses, learning rates, gradient norms and final weights.
+"""Twenty steps compared with transformers' Trainer and PEFT: losses, learning rates, gradient norms and final weights.
 
 transformers makes the models (norms not 1, biases not 0) and trains them in one process (trainer_peer.py); the real
 command trains the same folders on the same samples in the same order, all runs in one process (e2e/warm_runs.py).
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from helpers import flags, make_tiny_tokenizer, rows
+from helpers import make_flags, make_tiny_tokenizer, read_rows
 from oarlock.config import FinetuneConfig, load_config
 from oarlock.config.shared import ScheduleSection
 from oarlock.data.corpus.order import SampleOrder
@@ -26,7 +26,9 @@ from oarlock.data.examples.dataset import load_finetune_data
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.export.peft import export_peft
+from oarlock.families.registry import FAMILIES
 from oarlock.train.optim.schedule import make_scheduler
+from support.tiny_configs import TINY_CONFIGS
 
 Weights = dict[str, np.ndarray]
 PEER = Path(__file__).with_name("trainer_peer.py")
@@ -55,8 +57,13 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 RUNS = [f"{name}/{method}" for name in MODELS for method in ("full", "lora")]
+NEWER = [name for name, config in TINY_CONFIGS.items() if config["model_type"] in FAMILIES and name not in MODELS]
+MODELS |= {name: TINY_CONFIGS[name] for name in NEWER}
+# Adapters: of merged projections, of norms inside of attention, and beside experts.
+RUNS += [f"{name}/full" for name in NEWER]
+RUNS += [f"{name}/lora" for name in ("phi3", "qwen3", "gemma2", "qwen2_moe") if name in NEWER]
 RATE, CLIP = 1e-3, 0.25
-# Ours (two options) and theirs (one: a share below 1, else steps).
+# Ours (two options) and theirs (one: a ratio below 1, otherwise steps).
 SCHEDULES = {
     "full": ({"lr_scheduler_type": "cosine", "warmup_ratio": 0.17}, {"lr_scheduler_type": "cosine", "warmup_steps": 0.17}),
     "lora": ({"lr_scheduler_type": "linear", "warmup_steps": 3}, {"lr_scheduler_type": "linear", "warmup_steps": 3}),
@@ -76,13 +83,13 @@ SCHEDULE_CASES: list[dict[str, Any]] = [
 # Weights are float32 numbers of about 1 after twenty steps, each rounded to 6e-8 of its size and summed in another
 # order: their difference is a few such roundings. The measured largest is 4e-7.
 WEIGHTS = 2e-6
-# A bias of the keys adds the same to all scores of a query where no rotation stands between: softmax takes it out
-# again, its gradient is rounding alone, and Adam makes steps of the full rate out of that. It changes no answer.
+# A bias of the keys adds the same to all scores of a query if there is no rotary embedding: softmax cancels it,
+# its gradient is only rounding, and Adam makes full-size steps of that. It changes no output.
 NO_GRADIENT = {"opt": ("k_proj.bias",), "bloom": ("query_key_value.bias",)}
 
 
 class Peers:
-    """What both sides gave, by run."""
+    """The results of both sides, by run."""
 
     def __init__(self, folder: Path, parity_python: str) -> None:
         self.folder, self.python = folder, parity_python
@@ -112,14 +119,14 @@ class Peers:
         return self.folder / "models" / name.replace(" ", "-")
 
     def adapter(self, name: str) -> Path:
-        """PEFT's, which both sides begin with."""
+        """The PEFT adapter that both sides start from."""
         return self.folder / "adapters" / name.replace(" ", "-")
 
     def out(self, run: str, side: str) -> Path:
         return self.folder / side / run.replace(" ", "-").replace("/", "-")
 
     def words(self, run: str) -> list[str]:
-        """Of our command."""
+        """Arguments of our command."""
         name, method = run.split("/")
         options: dict[str, Any] = {
             "model_name_or_path": self.model(name), "dataset_name_or_path": self.data, "src_length": 64,
@@ -128,7 +135,7 @@ class Peers:
         }  # fmt: skip
         if method == "lora":
             options["adapter_name_or_path"] = self.adapter(name)  # which says rank and layers
-        return flags(**options)
+        return make_flags(**options)
 
     def _their_job(self, run: str) -> dict[str, Any]:
         name, method = run.split("/")
@@ -137,7 +144,7 @@ class Peers:
         order, samples = SampleOrder(len(examples), config.runtime.seed), []
         for position in range(STEPS * BATCH * MICRO):
             example = examples[order[position]]
-            last = example.labels[-1]  # where it is not trained it is not read either
+            last = example.labels[-1]  # if it is not trained, it is not read either
             samples.append({"input_ids": [*example.input_ids, max(0, last)], "labels": [-100, *example.labels]})
         data = self.folder / "samples" / f"{name}.json"
         data.parent.mkdir(exist_ok=True)
@@ -161,13 +168,13 @@ class Peers:
         return json.loads(answered.read_text())
 
     def log(self, run: str) -> dict[str, np.ndarray]:
-        """Of our steps: loss, learning_rate, grad_norm."""
+        """loss, learning_rate and grad_norm of our steps."""
         assert self.ours[run]["codes"] == [0], self.ours[run]["said"][-4000:]
-        found = [row for row in rows(self.out(run, "ours") / "metrics.jsonl") if "loss" in row]
+        found = [row for row in read_rows(self.out(run, "ours") / "metrics.jsonl") if "loss" in row]
         return {key: np.asarray([row[key] for row in found]) for key in ("loss", "learning_rate", "grad_norm")}
 
     def weights(self, run: str) -> tuple[Weights, Weights, Weights]:
-        """Of the beginning, of our end and of theirs, by transformers' names."""
+        """Initial weights, our final weights and those of transformers, by transformers' names."""
         name, method = run.split("/")
         file = "model.safetensors" if method == "full" else "adapter_model.safetensors"
         begin = self.model(name) if method == "full" else self.adapter(name)
@@ -180,7 +187,7 @@ class Peers:
         return load_file(begin / file), load_file(converted / file), load_file(self.out(run, "theirs") / file)
 
     def difference(self, run: str) -> float:
-        """The largest of all weights that have a gradient."""
+        """The largest difference over all weights that have a gradient."""
         _, ours, theirs = self.weights(run)
         without = NO_GRADIENT.get(run.split("/")[0], ())
         return max(float(np.abs(ours[key] - theirs[key]).max()) for key in theirs if not key.endswith(without))
@@ -191,24 +198,25 @@ def peers(tmp_path_factory, parity_python) -> Peers:
     return Peers(tmp_path_factory.mktemp("peers"), parity_python)
 
 
-def relative(found: Any, wanted: Any) -> float:
+def relative_difference(found: Any, wanted: Any) -> float:
     return float(np.abs(np.asarray(found) / np.asarray(wanted) - 1).max())
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_steps_are_those_of_transformers(peers, run):
+def test_losses_and_gradient_norms_equal_transformers(peers, run):
     log, theirs = peers.log(run), peers.theirs[run]
-    assert relative(log["loss"], theirs["losses"]) <= 1e-6
+    assert relative_difference(log["loss"], theirs["losses"]) <= 1e-6
     np.testing.assert_allclose(log["learning_rate"], theirs["rates"], rtol=1e-12, atol=0)
-    assert relative(log["grad_norm"], theirs["norms"]) <= 1e-5
-    # Nothing of this would be seen if the steps did nothing: clipped all along, a rate that rises and falls.
+    assert relative_difference(log["grad_norm"], theirs["norms"]) <= 1e-5
+    # Guards the test itself: clipping is always active, and the rate rises and falls.
     assert min(theirs["norms"]) > CLIP and len(theirs["losses"]) == STEPS
     assert log["learning_rate"][0] == 0 and 0 < log["learning_rate"][-1] < max(log["learning_rate"]) == RATE
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_final_weights_are_those_of_transformers(peers, run):
+def test_final_weights_equal_transformers(peers, run, record_property):
     begin, ours, theirs = peers.weights(run)
+    record_property("training", peers.difference(run))
     assert ours.keys() == theirs.keys()
     for key, wanted in theirs.items():
         free = key.endswith(NO_GRADIENT.get(run.split("/")[0], ()))
@@ -218,7 +226,7 @@ def test_final_weights_are_those_of_transformers(peers, run):
     assert f" {peers.theirs[run]['trained']:,} of them trainable" in said
 
 
-def test_rates_of_every_schedule_are_those_of_transformers(peers):
+def test_learning_rates_of_every_schedule_equal_transformers(peers):
     for case, wanted in zip(SCHEDULE_CASES, peers.theirs["schedules"], strict=True):
         warmup, steps = case["warmup_steps"], case["steps"]
         given = {"warmup_steps": warmup} if isinstance(warmup, int) else {"warmup_ratio": warmup}
@@ -229,17 +237,17 @@ def test_rates_of_every_schedule_are_those_of_transformers(peers):
             rates.append(scheduler())
             scheduler.step()
         np.testing.assert_allclose(rates, wanted, rtol=1e-12, atol=3e-4 * 1e-15, err_msg=str(case))
-        if shape == "constant_with_warmup":  # ours warms a plain constant up too, where that is asked for
+        if shape == "constant_with_warmup":  # ours warms up a plain constant schedule too, if requested
             constant = make_scheduler(replace(schedule, lr_scheduler_type="constant"), steps)
             assert [(constant(), constant.step())[0] for _ in range(steps)] == rates
 
 
-def test_the_table(peers, capsys):
-    """The figures of docs/benchmarks.md, to look at with `pytest -s`; the documents name every model that is compared."""
+def test_the_documented_table(peers, capsys):
+    """The figures of docs/benchmarks.md (print them with `pytest -s`); the page names every model that is compared."""
     with capsys.disabled():
         print("\n| model | method | loss | weights |\n|---|---|---|---|")
         for run in RUNS:
-            loss = relative(peers.log(run)["loss"], peers.theirs[run]["losses"])
+            loss = relative_difference(peers.log(run)["loss"], peers.theirs[run]["losses"])
             name, method = run.split("/")
             print(f"| {name} | {method} | {loss:.0e} | {peers.difference(run):.0e} |")
     text = (Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md").read_text()

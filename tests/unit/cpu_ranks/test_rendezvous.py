@@ -1,4 +1,4 @@
-"""How the ranks of a launch meet: who is let in, what strangers and broken members do to the others (nothing)."""
+"""How the ranks of a launch meet: who is admitted, and that strangers and broken members can't harm the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from oarlock.cpu_ranks.meeting_point import MeetingPoint, connected_pairs
 from oarlock.cpu_ranks.shared_memory import MemoryFile
 from oarlock.environment.processes import process_start_time
 from oarlock.errors import EnvironmentProblem, StoppedWithOthers
-from support.rank_meetings import SharedCollectives, admitted, connect, proven
+from support.rank_meetings import SharedCollectives, admit_member, connect, send_proof
 
 
 @pytest.fixture
@@ -26,14 +26,14 @@ def point() -> MeetingPoint:
 
 
 @pytest.mark.parametrize("world_size", [2, 5])
-def test_all_get_the_memory_of_all(point, world_size):
+def test_every_rank_gets_the_memory_of_every_rank(point, world_size):
     meeting = SharedCollectives()
     for rank in reversed(range(world_size)):
         meeting.come(point, rank, world_size)
     assert meeting.all_met(world_size)
 
 
-def test_forked_ranks_need_no_place():
+def test_forked_ranks_need_no_meeting_point():
     pairs, key = connected_pairs(3), os.urandom(32)
     points = [
         MeetingPoint(key, {1: pairs[0][0], 2: pairs[1][0]}),
@@ -61,19 +61,19 @@ def test_a_forked_rank_that_ends_early_is_named():
 # Strangers.
 
 
-def rubbish(point: MeetingPoint) -> list[socket.socket]:
+def send_garbage(point: MeetingPoint) -> list[socket.socket]:
     made = [connect(point) for _ in range(4)]
     for each, data in zip(made, (b"GET / HTTP/1.1\r\n\r\n", b"\0", os.urandom(launch_channel.FRAME_BYTES), b"x" * 60_000), strict=True):  # fmt: skip
         each.send(data)
     return made
 
 
-def silence(point: MeetingPoint) -> list[socket.socket]:
+def send_nothing(point: MeetingPoint) -> list[socket.socket]:
     return [connect(point) for _ in range(3)]
 
 
-def thousands(point: MeetingPoint) -> list[socket.socket]:
-    """More than the place takes at once; some stay, most go."""
+def connect_thousands(point: MeetingPoint) -> list[socket.socket]:
+    """More connections than the meeting point accepts at once; some stay, most leave."""
     kept = []
     for i in range(2000):
         made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -87,14 +87,14 @@ def thousands(point: MeetingPoint) -> list[socket.socket]:
     return kept
 
 
-def another_key(point: MeetingPoint) -> list[socket.socket]:
+def use_other_key(point: MeetingPoint) -> list[socket.socket]:
     made = connect(point)
     Channel(made, b"another", is_first=False).send(Frame(FrameKind.HELLO, 1, 2))
     return [made]
 
 
-def a_greeting_heard_elsewhere(point: MeetingPoint) -> list[socket.socket]:
-    """A greeting is signed, so that it can be repeated; what must follow can't."""
+def replay_greeting(point: MeetingPoint) -> list[socket.socket]:
+    """A signed greeting can be replayed; the next message can't."""
     recorded: list[bytes] = []
     first, second = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     channel = Channel(first, point.key, is_first=False)
@@ -107,7 +107,7 @@ def a_greeting_heard_elsewhere(point: MeetingPoint) -> list[socket.socket]:
     return [made, first, second]
 
 
-def many_descriptors(point: MeetingPoint) -> list[socket.socket]:
+def send_many_descriptors(point: MeetingPoint) -> list[socket.socket]:
     made, null = connect(point), os.open("/dev/null", os.O_RDWR)
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("200i", *[null] * 200))]
     made.sendmsg([os.urandom(launch_channel.FRAME_BYTES)], rights)
@@ -116,9 +116,9 @@ def many_descriptors(point: MeetingPoint) -> list[socket.socket]:
 
 
 @pytest.mark.parametrize(
-    "stranger", [rubbish, silence, thousands, another_key, a_greeting_heard_elsewhere, many_descriptors]
+    "stranger", [send_garbage, send_nothing, connect_thousands, use_other_key, replay_greeting, send_many_descriptors]
 )
-def test_strangers_do_the_members_no_harm(point, stranger):
+def test_strangers_do_not_disturb_the_ranks(point, stranger):
     before = len(os.listdir("/proc/self/fd"))
     meeting = SharedCollectives()
     meeting.come(point, 0, 2)
@@ -127,14 +127,14 @@ def test_strangers_do_the_members_no_harm(point, stranger):
     assert meeting.all_met(2)
     for each in left:
         each.close()
-    # Each of the two holds its own memory and the other's, for as long as it lives.
+    # Each of the two holds its own memory and the other's until it exits.
     assert len(os.listdir("/proc/self/fd")) <= before + 4
 
 
-def test_a_process_of_another_user_is_turned_away_before_it_can_speak(point, monkeypatch):
+def test_a_process_of_another_user_is_rejected_at_once(point, monkeypatch):
     meeting = SharedCollectives()
     user = os.geteuid()
-    monkeypatch.setattr(os, "geteuid", lambda: user + 1)  # seen from rank 0, everybody is another user
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)  # to rank 0, everyone is another user
     meeting.come(point, 0, 2, wait_s=1.0)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     while made.connect_ex(point.address):
@@ -154,7 +154,7 @@ def test_a_process_of_another_user_is_turned_away_before_it_can_speak(point, mon
     assert f"a process of user {user} has taken the meeting point" in str(meeting.problems[1])
 
 
-def test_a_place_that_is_taken_is_an_error(point, monkeypatch):
+def test_an_occupied_meeting_point_is_an_error(point, monkeypatch):
     monkeypatch.setattr(meeting_point, "_TAKEN_S", 0.1)
     with contextlib.closing(point.listen()):
         meeting = SharedCollectives()
@@ -163,33 +163,33 @@ def test_a_place_that_is_taken_is_an_error(point, monkeypatch):
     assert "Start again with another port" in str(meeting.problems[0])
 
 
-# Members that do something else than they should.
+# Members that break the protocol.
 
 
-def test_a_member_that_hands_over_a_file_ends_the_launch_by_name(point, tmp_path):
+def test_a_rank_that_sends_a_file_fails_the_launch_by_name(point, tmp_path):
     victim = tmp_path / "victim"
     victim.write_bytes(b"V" * 100_000)
     meeting = SharedCollectives()
     meeting.come(point, 0, 3)
-    other = admitted(point, 1, 3)
+    other = admit_member(point, 1, 3)
     with victim.open("r+b") as file:
-        channel = proven(point, 2, 3)
+        channel = send_proof(point, 2, 3)
         channel.send(Frame(FrameKind.PROOF, 2, 3), file.fileno())
         meeting.end()
     expected = f"rank 2 (pid {os.getpid()}): the descriptor of a rank's memory is not a memory"
     assert str(meeting.problems[0]).startswith(expected)
-    with pytest.raises(StoppedWithOthers):  # rank 1 ends without a word
+    with pytest.raises(StoppedWithOthers):  # rank 1 exits silently
         other.receive(FrameKind.MEMBER)
     channel.close()
     other.close()
     assert victim.read_bytes() == b"V" * 100_000
 
 
-def test_a_member_that_goes_before_all_are_there_ends_the_launch_by_name(point):
+def test_a_rank_that_leaves_early_fails_the_launch_by_name(point):
     meeting = SharedCollectives()
     meeting.come(point, 0, 4)
-    other = admitted(point, 1, 4)
-    admitted(point, 2, 4).close()
+    other = admit_member(point, 1, 4)
+    admit_member(point, 2, 4).close()
     meeting.end()
     assert str(meeting.problems[0]).startswith(f"rank 2 (pid {os.getpid()}) stopped during the start")
     with pytest.raises(StoppedWithOthers):
@@ -197,12 +197,12 @@ def test_a_member_that_goes_before_all_are_there_ends_the_launch_by_name(point):
     other.close()
 
 
-def test_a_second_rank_of_a_number_is_turned_away(point):
+def test_a_duplicate_rank_is_rejected(point):
     meeting = SharedCollectives()
     meeting.come(point, 0, 3)
-    first = admitted(point, 1, 3)
+    first = admit_member(point, 1, 3)
     with pytest.raises(launch_channel.ConnectionClosed):
-        proven(point, 1, 3)
+        send_proof(point, 1, 3)
     meeting.come(point, 2, 3)
     for _ in range(2):
         os.close(first.receive(FrameKind.MEMBER)[1])
@@ -213,10 +213,10 @@ def test_a_second_rank_of_a_number_is_turned_away(point):
     first.close()
 
 
-def test_a_missing_rank_is_named_by_rank_0_alone(point):
+def test_only_rank_0_names_a_missing_rank(point):
     meeting = SharedCollectives()
     meeting.come(point, 0, 4, wait_s=1.0)
-    other = admitted(point, 2, 4)
+    other = admit_member(point, 2, 4)
     meeting.end()
     assert str(meeting.problems[0]) == "ranks [1, 3] did not start in time"
     with pytest.raises(StoppedWithOthers):
@@ -224,18 +224,18 @@ def test_a_missing_rank_is_named_by_rank_0_alone(point):
     other.close()
 
 
-# Something else in rank 0's place.
+# Something else in place of rank 0.
 
 
-def hand_a_file(channel: Channel, file: int) -> None:
+def send_file(channel: Channel, file: int) -> None:
     channel.send(Frame(FrameKind.MEMBER, 0, 2, channel.pid, process_start_time(os.getpid())), file)
 
 
-def hand_a_dead_process(channel: Channel, file: int) -> None:
+def send_dead_process(channel: Channel, file: int) -> None:
     channel.send(Frame(FrameKind.MEMBER, 0, 2, channel.pid, 1), MemoryFile.create().descriptor)
 
 
-def hand_another_process(channel: Channel, file: int) -> None:
+def send_other_process(channel: Channel, file: int) -> None:
     channel.send(Frame(FrameKind.MEMBER, 0, 2, 1, process_start_time(1) or 0), MemoryFile.create().descriptor)
 
 
@@ -256,15 +256,15 @@ def end(channel: Channel, file: int) -> None:
 @pytest.mark.parametrize(
     ("act", "words"),
     [
-        (hand_a_file, "is not a memory file"),
-        (hand_a_dead_process, "died during the start"),
-        (hand_another_process, "but reports 1"),
+        (send_file, "is not a memory file"),
+        (send_dead_process, "died during the start"),
+        (send_other_process, "but reports 1"),
         (hand_a_rank_of_a_larger_launch, "rank 0 reports a launch of 6 ranks instead of 2"),
         (go_without_memory, "rank 0 ended before the other ranks could start (a message out of turn)"),
         (end, "rank 0 ended before the other ranks could start (a rank has closed its connection)"),
     ],
 )
-def test_what_a_false_rank_0_hands_over_is_checked(point, tmp_path, act, words):
+def test_descriptors_from_a_false_rank_0_are_checked(point, tmp_path, act, words):
     victim = tmp_path / "victim"
     victim.write_bytes(b"V" * 100_000)
     meeting = SharedCollectives()
@@ -291,14 +291,14 @@ def test_a_rank_0_without_the_key_gets_nothing(point):
         made.recv(1000)
         Channel(made, b"another", is_first=True).send(Frame(FrameKind.CHALLENGE, 0, 2))
         meeting.end()
-        assert made.recv(1000) == b""  # no memory came
+        assert made.recv(1000) == b""  # no memory arrived
         made.close()
     assert f"the process at rank 0's meeting point (pid {os.getpid()}) is not of this launch" in str(
         meeting.problems[1]
     )
 
 
-def test_a_silent_guest_is_turned_away_in_time(point, monkeypatch):
+def test_a_silent_connection_is_closed_in_time(point, monkeypatch):
     monkeypatch.setattr(first_rank, "PROOF_TIMEOUT_S", 0.2)
     meeting = SharedCollectives()
     meeting.come(point, 0, 2)

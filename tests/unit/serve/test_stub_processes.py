@@ -1,4 +1,4 @@
-"""Processes of Triton's models that do not end when their model was loaded anew."""
+"""Processes of Triton's models that do not exit after a reload."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _sleeper() -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 
 
-def test_what_is_left_is_killed():
+def test_leftover_processes_are_killed():
     left, gone = _sleeper(), _sleeper()
     try:
         gone.kill()
@@ -25,7 +25,7 @@ def test_what_is_left_is_killed():
         left.kill()
 
 
-def test_what_ends_by_itself_is_waited_for():
+def test_processes_that_end_themselves_are_awaited():
     ends = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5)"])
     assert kill_stragglers([ends.pid], 600) == 0
     assert ends.wait(60) == 0

@@ -1,4 +1,4 @@
-"""How a server begins, goes on with another model, and ends."""
+"""How a server starts, reloads its model, and stops."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from serving import (
     KEY,
     GrpcStream,
     Server,
+    find_listeners,
     free_ports,
-    gone,
+    have_exited,
     is_free,
-    listening,
     tensor,
     wait_until,
 )
 
 
-def test_reload_under_load_loses_nothing(server, client):
-    """200 requests from 16 clients, while the model is loaded again in the place of the old one."""
+def test_reload_under_load_loses_no_request(server, client):
+    """200 requests from 16 clients while the model is reloaded."""
     expected = server.generate(text_input="river", max_tokens=16)["text_output"]
     before = set(server.processes())
     reloaded = threading.Event()
@@ -62,7 +62,7 @@ def test_reload_under_load_loses_nothing(server, client):
     loader.start()
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(ask, range(200)))
-        while not reloaded.is_set():  # some of them after the change, too
+        while not reloaded.is_set():  # some of them also after the reload
             answers += pool.map(ask, range(16))
         answers += pool.map(ask, range(32))
     loader.join()
@@ -71,8 +71,8 @@ def test_reload_under_load_loses_nothing(server, client):
     assert len(set(server.processes()) - before) == 1  # the model's new process
 
 
-def test_administration(server):
-    """By its own user alone, and only what is served."""
+def test_admin_commands(server):
+    """Only the user of the server may send them, and only served names are accepted."""
     socket_file = Path(server.admin_socket)
     assert (
         stat.S_IMODE(socket_file.stat().st_mode) == 0o600 and stat.S_IMODE(socket_file.parent.stat().st_mode) == 0o700
@@ -93,8 +93,8 @@ def test_administration(server):
     assert json.loads(part.as_numpy("OUT")[0])["is_end"] == 1
 
 
-def test_keys_are_replaced_by_sighup_and_seen_by_nobody(server):
-    """A file without a key leaves the old ones; no process shows one."""
+def test_sighup_replaces_keys_and_no_process_shows_them(server):
+    """A file without a key keeps the old ones."""
     file = server.log.parent / "keys"
     whole = file.read_text()
 
@@ -128,7 +128,7 @@ def test_keys_are_replaced_by_sighup_and_seen_by_nobody(server):
     assert KEY not in server.said() and "a-second-key" not in server.said()
 
 
-def test_files_and_shared_memory_are_its_users_alone(server):
+def test_files_and_shared_memory_are_private(server):
     run = Path(server.admin_socket).parent
     found = [*run.rglob("*"), *(Path("/dev/shm") / name for name in server.memory())]
     assert len(server.memory()) >= 3 and len(found) > 20
@@ -136,14 +136,14 @@ def test_files_and_shared_memory_are_its_users_alone(server):
     assert not [path for path in own if path.lstat().st_mode & 0o077]
 
 
-def test_sigterm_answers_what_is_open_and_leaves_nothing(server, client):
+def test_sigterm_finishes_open_requests_and_leaves_nothing(server, client):
     """The last test of this server."""
     processes = server.processes()
     assert len(processes) > 3 and server.memory()
     answers = []
 
     began = threading.Barrier(3, timeout=GUARD_S)
-    tokens = 4000  # which no machine makes between the first of them and the signal
+    tokens = 4000  # more than any machine generates before the signal
 
     def ask():
         content = {"text_input": "x", "max_tokens": tokens, "ignore_eos": True, "stream": True}
@@ -177,13 +177,13 @@ def test_sigterm_answers_what_is_open_and_leaves_nothing(server, client):
     for thread in threads:
         thread.join(GUARD_S)
     assert sorted(answers) == [tokens, tokens + 1], server.said()
-    assert gone(processes) and not server.memory()
+    assert have_exited(processes) and not server.memory()
     assert all(is_free(port) for port in server.ports)
     assert "Traceback" not in server.said()
 
 
-def test_an_open_host_and_an_end_by_sigkill(served_model, tmp_path):
-    """Keys of the environment open all doors; then SIGKILL of the first process alone.
+def test_serving_on_all_interfaces_and_sigkill(served_model, tmp_path):
+    """Keys from the environment work on all ports; then the first process alone gets SIGKILL.
 
     Started on a model folder, which is exported by the way, and again when it has changed.
     """
@@ -195,7 +195,7 @@ def test_an_open_host_and_an_end_by_sigkill(served_model, tmp_path):
     try:
         running.wait_ready()
         assert "open on 0.0.0.0 without TLS" in running.said() and "without keys" not in running.said()
-        assert all(found and found <= {"0.0.0.0", "::"} for found in map(listening, running.ports)), running.ports
+        assert all(found and found <= {"0.0.0.0", "::"} for found in map(find_listeners, running.ports)), running.ports
         for address in (
             f"{running.url}/v1/models",
             f"{running.rest_url}/v2",
@@ -231,12 +231,12 @@ def test_an_open_host_and_an_end_by_sigkill(served_model, tmp_path):
     finally:
         running.process.kill()
         running.process.wait()
-    assert gone(processes)
+    assert have_exited(processes)
     wait_until(lambda: not running.memory() and not list(model.parent.glob(".*")))
     assert not Path(running.admin_socket).parent.exists()
 
 
-def test_a_model_that_does_not_load_says_why_once(repository, tmp_path):
+def test_a_load_failure_is_reported_once(repository, tmp_path):
     broken = tmp_path / "repository"
     shutil.copytree(repository, broken)
     (broken / "oarlock" / "1" / "model" / "config.json").write_text("{")
@@ -246,7 +246,7 @@ def test_a_model_that_does_not_load_says_why_once(repository, tmp_path):
     assert "oarlock: error: the model does not load:" in running.said() and not running.memory()
 
 
-def test_a_taken_port_is_said_before_the_start(repository, tmp_path):
+def test_a_port_in_use_is_reported_before_the_start(repository, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -259,8 +259,8 @@ def test_a_taken_port_is_said_before_the_start(repository, tmp_path):
     assert "--metrics-port" in running.said() and "the port is taken" in running.said()
 
 
-def test_the_configurations_are_what_the_models_read(repository):
-    """Triton's own protobuf reads them, and the fields in code are those of the configuration."""
+def test_triton_parses_the_model_configurations(repository):
+    """Triton's own protobuf parses them, and the fields in the code match the configuration."""
     from tritonclient.grpc.model_config_pb2 import DataType
 
     from oarlock.triton_repository.inputs import INPUTS, OUTPUTS
@@ -277,7 +277,7 @@ def test_the_configurations_are_what_the_models_read(repository):
     assert manifest["proof"] == {"same_files": len(copied)} and manifest["source"]["adapters"]
 
 
-def test_documents_name_every_limit():
+def test_the_documentation_lists_every_limit():
     text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     for flag in (
         "--max-batch",

@@ -1,4 +1,4 @@
-"""paddlenlp without the parts that training does not use, and with them when they are asked for."""
+"""paddlenlp without the parts that training does not use; they are imported on access."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ HEAVY = (
 )
 SAY = """
 import json, sys
-rooms = (paddlenlp, paddlenlp.transformers, paddlenlp.trainer, paddlenlp.peft, paddlenlp.data, paddlenlp.generation)
-names = sorted(f"{room.__name__}.{name}" for room in rooms for name in dir(room) if not name.startswith("_"))
+packages = (paddlenlp, paddlenlp.transformers, paddlenlp.trainer, paddlenlp.peft, paddlenlp.data, paddlenlp.generation)
+names = sorted(f"{package.__name__}.{name}" for package in packages for name in dir(package) if not name.startswith("_"))
 library = sorted(m.__name__ for m in sys.modules.values() if type(vars(m).get("datasets")).__name__ == "_Library")
 print(json.dumps({"modules": sorted(sys.modules), "names": names, "library": library}))
 """
@@ -55,21 +55,21 @@ def light() -> dict:
     return run("from oarlock.environment.paddle_import import import_paddle\nimport_paddle()\nimport paddlenlp" + SAY)
 
 
-def test_paddlenlp_still_imports_it_all(plain):
+def test_paddlenlp_still_imports_everything(plain):
     missing = [name for name in HEAVY if name not in plain["modules"]]
     assert not missing, f"paddlenlp no longer imports {missing}: oarlock.compat.lazy_imports may leave less out"
 
 
-def test_the_parts_are_left_out(light):
+def test_unused_parts_are_not_imported(light):
     assert not set(HEAVY) & set(light["modules"])
     assert not {part_of(name) for name in light["modules"]} & lazy_imports._PARTS
     assert "datasets" not in light["modules"]
     assert light["library"] == ["paddlenlp.trainer.trainer"]
 
 
-def test_nothing_else_is(plain, light):
+def test_nothing_else_is_left_out(plain, light):
     lost = {name.removeprefix("paddlenlp.") for name in set(plain["names"]) - set(light["names"])}
-    # The last is a module of its, which is there once trl has imported it.
+    # The last one is a submodule that exists once trl has imported it.
     assert lost == {*lazy_imports._PARTS, *lazy_imports._CLASSES, "transformers.kto_criterion"}
 
 
@@ -79,7 +79,7 @@ def part_of(module: str) -> str | None:
     return names[1] if names[0] == "paddlenlp" and len(names) > 1 else None
 
 
-def test_every_part_comes_when_it_is_asked_for():
+def test_every_part_is_imported_on_access():
     code = """
 from oarlock.environment.paddle_import import import_paddle
 import_paddle()
