@@ -59,7 +59,10 @@ def read_attention(config: Any, rope: Rope | None, **changes: Any) -> Attention:
         dropout=float(getattr(config, "attention_dropout", 0.0) or 0.0),
         packed="groups" if getattr(config, "fuse_attention_qkv", False) else "",
     )
-    return replace(plain, **changes)
+    found = replace(plain, **changes)
+    if found.window is not None and found.window >= config.max_position_embeddings:
+        return replace(found, window=None)  # as Phi-4's, which limits no text
+    return found
 
 
 def read_latent_attention(config: Any, interleaved: bool) -> LatentAttention:

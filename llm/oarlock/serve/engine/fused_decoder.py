@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import paddle
 
 from oarlock.decoder.rotary import rotary_tables
 from oarlock.errors import EnvironmentProblem
+from oarlock.families.architecture import PRE_NORMS, Architecture, LatentAttention, MoE
 from oarlock.families.family import FusedDecoderSpec
 from oarlock.families.model_sizes import ModelSizes
 from oarlock.families.registry import FAMILIES
@@ -32,20 +34,43 @@ from oarlock.serve.engine.step_tensor import StepTensor
 
 def explain_not_fused(model: Any) -> str:
     """Why this decoder can't serve a model; "" if it can."""
-    config, device = model.config, paddle.device.get_device()
-    rope = getattr(config, "rope_scaling", None) or {"rope_type": getattr(config, "rope_scaling_type", None)}
-    reasons = {
-        f"the device is {device}": device != "cpu",
-        f"it does not support {config.model_type}": _find_spec(config) is None,
-        "the model has ALiBi": getattr(config, "alibi", False),
-        f"the model's activation is {getattr(config, 'hidden_act', '')}": _read_activation(config) not in ACTIVATIONS,
-        "its rotary positions depend on the length": rope.get("rope_type") in ("dynamic", "dynamic_ntk", "longrope"),
-        "its layers are merged": any(
-            getattr(config, name, False) for name in ("fuse_attention_qkv", "fuse_attention_ffn")
-        ),
-    }
-    found = next((reason for reason, holds in reasons.items() if holds), "")
-    return found or library.why_missing()
+    architecture, device = getattr(model, "architecture", None), paddle.device.get_device()
+    if device != "cpu":
+        return f"the device is {device}"
+    if architecture is None:
+        return f"it does not support {model.config.model_type}"
+    return explain_unsupported_parts(architecture) or library.why_missing()
+
+
+def explain_unsupported_parts(model: Architecture) -> str:
+    """Why the operator can't compute an architecture; "" if it can."""
+    for block in model.blocks:
+        attention, mlp = block.attention, block.mlp
+        if isinstance(attention, LatentAttention):
+            return "the model has latent attention"
+        if isinstance(mlp, MoE):
+            return "the model has a mixture of experts"
+        rope = attention.rope
+        if rope is None or rope.dim != attention.head_dim or rope.interleaved:
+            return "not all of its heads are rotated as a whole, in halves"
+        reasons = {
+            "its queries and keys have norms": attention.qk_norm,
+            "its layers have sliding windows": attention.window is not None,
+            "its scores are capped": attention.soft_cap is not None,
+            "its heads have sinks": attention.sinks,
+            "its scores have a factor of their own": not math.isclose(attention.scale, attention.head_dim**-0.5),
+            "its output projections have biases": attention.output_bias or mlp.bias,
+            "its layers are merged": attention.packed or mlp.packed,
+            "its rotary positions depend on the length": rope.kind in ("dynamic", "longrope"),
+            f"the model's activation is {mlp.activation}": mlp.activation not in ACTIVATIONS,
+            "its norms are not before attention and feed-forward": block.norms != PRE_NORMS,
+            "its residuals are scaled": block.residual_scale != 1.0,
+        }
+        if found := next((reason for reason, holds in reasons.items() if holds), ""):
+            return found
+    if model.logit_scale != 1.0 or model.logit_soft_cap is not None:
+        return "its logits are scaled or capped"
+    return ""
 
 
 def _read_activation(config: Any) -> str:
