@@ -134,7 +134,7 @@ class Family:
         head_size_multiple: what the size of a head has to be divisible by.
         never_tied: the output layer never shares the embedding's weights, whatever tie_word_embeddings says.
         padded_embedding: the embedding is given the row of the padding token.
-        layer_tables: what every layer precomputes for max_position_embeddings: rotary tables, or a causal mask.
+        layer_masks: every layer precomputes a causal mask for max_position_embeddings.
         sliding_window: which layers look back over `sliding_window` tokens only (PaddleNLP's fields for it).
         untied_heads: (output layer, embedding) in the names of either layout, where a folder may store both.
         tied_parameters: (output layer, embedding) by attribute path, where PaddleNLP does not tie them itself.
@@ -154,7 +154,6 @@ class Family:
         counts_padding: positions are columns of the batch, padding included.
         packing: None where packed examples would see each other.
         fused_decoder: None where the fused decoder can't compute the model.
-        replaceable_attention: attention and rotary embeddings are module-level functions, which oarlock.ops replaces.
         takes_position_ids: a static graph has position ids as an input; else the model derives them.
         graph_change: what has to change before Paddle can translate the model: a key of oarlock.export.static_graph.
         servers: that can run an export in Hugging Face's layout.
@@ -177,7 +176,7 @@ class Family:
     head_size_multiple: int = 1
     never_tied: bool = False
     padded_embedding: bool = False
-    layer_tables: Literal["", "rotary", "mask"] = ""
+    layer_masks: bool = False
     sliding_window: Literal["", "all_layers", "upper_layers"] = ""
     # weights
     untied_heads: tuple[tuple[str, str], ...] = ()
@@ -200,7 +199,6 @@ class Family:
     counts_padding: bool = False
     packing: Packing | None = None
     fused_decoder: FusedDecoderSpec | None = None
-    replaceable_attention: bool = False
     # export
     takes_position_ids: bool = True
     graph_change: Literal["", "bloom_mask", "opt_mask", "chatglm_rotary"] = ""

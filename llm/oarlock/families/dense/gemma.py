@@ -37,7 +37,6 @@ FAMILY = Family(
     kv_axes=BATCH_FIRST,
     free_head_dim=True,
     head_size_multiple=2,
-    layer_tables="rotary",
     untied_heads=LM_HEAD_AND_EMBED_TOKENS,
     hf_config=HFConfig(
         fields={
@@ -64,6 +63,5 @@ FAMILY = Family(
     fused_decoder=FusedDecoderSpec(
         norm_offset=1.0, scales_embedding=True, activation="gelu", tied_head_is_transposed=True
     ),
-    replaceable_attention=True,
     servers=HF_SERVERS,
 )

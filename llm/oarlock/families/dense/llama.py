@@ -43,7 +43,6 @@ FAMILY = Family(
     kv_axes=BATCH_FIRST,
     free_head_dim=True,
     head_size_multiple=2,
-    layer_tables="rotary",
     untied_heads=LM_HEAD_AND_EMBED_TOKENS,
     builtin_configs=True,
     hf_config=HFConfig(
@@ -70,7 +69,6 @@ FAMILY = Family(
     ),
     packing=Packing(takes_ends=True),
     fused_decoder=FusedDecoderSpec(),
-    replaceable_attention=True,
     servers=HF_SERVERS | {"fastdeploy"},
     server_notes={
         "fastdeploy": "FastDeploy has no Llama of its own and runs it through PaddleFormers, more slowly",
