@@ -12,10 +12,7 @@ import paddle
 
 from oarlock.decoder.rotary import rotary_tables
 from oarlock.errors import EnvironmentProblem
-from oarlock.families.architecture import PRE_NORMS, Architecture, LatentAttention, MoE
-from oarlock.families.family import FusedDecoderSpec
-from oarlock.families.model_sizes import ModelSizes
-from oarlock.families.registry import FAMILIES
+from oarlock.families.architecture import MLP, PRE_NORMS, Architecture, Attention, LatentAttention, MoE
 from oarlock.ops import library
 from oarlock.ops.decoder import (
     ACTIVATIONS,
@@ -73,16 +70,6 @@ def explain_unsupported_parts(model: Architecture) -> str:
     return ""
 
 
-def _read_activation(config: Any) -> str:
-    named, spec = getattr(config, "hidden_act", None) or "silu", _find_spec(config)
-    return spec.activation if spec and spec.activation and named != "gelu_pytorch_tanh" else named
-
-
-def _find_spec(config: Any) -> FusedDecoderSpec | None:
-    family = FAMILIES.get(config.model_type)
-    return None if family is None else family.fused_decoder
-
-
 @paddle.no_grad()
 def load_fused_decoder(model: Any, adapters: dict[str, LoraWeights], positions: int) -> FusedDecoder:
     """The decoder of a model. The model's memory is freed as its weights are packed: it can't be used afterwards.
@@ -127,43 +114,42 @@ class FusedDecoder:
 
     def __init__(self, model: Any, adapters: dict[str, LoraWeights], positions: int) -> None:
         """Pack the model's weights; load_fused_decoder() also tests the result."""
-        config = model.config
-        base = getattr(model, config.model_type)
-        heads = config.num_attention_heads
-        spec = _find_spec(config)
-        assert spec is not None, config.model_type  # explain_not_fused() names it
+        built: Architecture = model.architecture
+        attention, mlp = built.blocks[0].attention, built.blocks[0].mlp
+        assert isinstance(attention, Attention) and attention.rope is not None and isinstance(mlp, MLP)
+        base = model.decoder
         self._sizes = DecoderSizes(
-            hidden=config.hidden_size,
-            intermediate=config.intermediate_size,
-            num_layers=config.num_hidden_layers,
-            num_heads=heads,
-            num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=ModelSizes.from_config(config).head_size,
-            vocabulary=config.vocab_size,
-            epsilon=config.rms_norm_eps,
-            embedding_scale=config.hidden_size**0.5 if spec.scales_embedding else 1.0,
-            activation=_read_activation(config),
+            hidden=built.hidden,
+            intermediate=mlp.intermediate,
+            num_layers=len(built.blocks),
+            num_heads=attention.heads,
+            num_key_value_heads=attention.kv_heads,
+            head_dim=attention.head_dim,
+            vocabulary=built.vocab,
+            epsilon=built.norm_epsilon,
+            embedding_scale=built.embedding_scale,
+            activation=mlp.activation,
         )
         self.vocabulary = self._sizes.vocabulary
         self._names = {name: i for i, name in enumerate(adapters)}
-        cos, sin = rotary_tables(model.architecture.blocks[0].attention.rope, positions)
+        cos, sin = rotary_tables(attention.rope, positions)
         table = base.embed_tokens.weight
         head = model.lm_head.weight.numpy()
         if model.lm_head.transposed:
             head = head.T
         shared = [
             table.reshape([-1]).clone(),
-            paddle.to_tensor(_read_norm(base.norm, spec.norm_offset)),
+            paddle.to_tensor(_read_norm(base.norm, built.norm_offset)),
             paddle.to_tensor(pack_panels(head).ravel()),
             cos.reshape([-1]).clone(),
             sin.reshape([-1]).clone(),
         ]
-        packed = [self._pack_adapter(name, weights, config.model_type) for name, weights in adapters.items()]
+        packed = [self._pack_adapter(name, weights, built.prefix) for name, weights in adapters.items()]
         if not packed:  # the operator wants one
             packed = [(np.zeros(0, np.float32), np.zeros(1 + len(TARGETS) * self._sizes.num_layers, np.int64))]
         self._weights = DecoderWeights(
             shared=shared,
-            layers=[_pack_layer(layer, spec.norm_offset) for layer in base.layers],
+            layers=[_pack_layer(layer, built.norm_offset) for layer in base.layers],
             adapters=[paddle.to_tensor(values) for values, _ in packed],
             plans=[paddle.to_tensor(plan) for _, plan in packed],
         )
