@@ -134,8 +134,8 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _deinterleave(x: Tensor) -> Tensor:
     """[a0, b0, a1, b1, ...] -> [a0, a1, ..., b0, b1, ...] on the last axis."""
-    return x.reshape([0, 0, 0, -1, 2]).transpose([0, 1, 2, 4, 3]).flatten(3)
+    return x.reshape([0, 0, 0, x.shape[-1] // 2, 2]).transpose([0, 1, 2, 4, 3]).flatten(3)
 
 
 def _interleave(x: Tensor) -> Tensor:
-    return x.reshape([0, 0, 0, 2, -1]).transpose([0, 1, 2, 4, 3]).flatten(3)
+    return x.reshape([0, 0, 0, 2, x.shape[-1] // 2]).transpose([0, 1, 2, 4, 3]).flatten(3)
