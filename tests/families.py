@@ -1,4 +1,4 @@
-"""A tiny random model of every family: the arguments of its PaddleNLP configuration.
+"""A tiny random model of every family of PaddleNLP: the arguments of its configuration there.
 
 Two layers, width 32, the 512 tokens of helpers.make_tiny_tokenizer (0 ends a text, 1 and 2 open the two sides of a
 conversation, which for ChatGLM are [gMASK] and the beginning of the answer).
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers import make_norms_and_biases_nontrivial
+from support.tiny_configs import TINY_CONFIGS
 
 _TOKENS = {"vocab_size": 512, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 _SIZES = _TOKENS | {
@@ -41,9 +42,13 @@ _NAMES = {
 
 
 def family_config(family: str, **changes: Any) -> Any:
-    """The PaddleNLP configuration of a tiny model."""
+    """The configuration of a tiny model: of a row above, or of support.tiny_configs."""
     import paddlenlp.transformers
 
+    from oarlock.model_config.load import make_config
+
+    if family not in FAMILIES:
+        return make_config(TINY_CONFIGS[family] | changes, family)
     name = _NAMES.get(family, family.capitalize())
     kind = "ConditionalGeneration" if family == "glm" else "CausalLM"
     config_class = getattr(paddlenlp.transformers, f"{name}Config")

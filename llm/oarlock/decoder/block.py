@@ -10,10 +10,11 @@ from paddle import nn
 from paddle.distributed.fleet.utils import recompute
 
 from oarlock.decoder.attention import KeysAndValues, Pass, SelfAttention, recomputes
+from oarlock.decoder.latent_attention import LatentSelfAttention
 from oarlock.decoder.mlp import GatedMLP
 from oarlock.decoder.moe import MixtureOfExperts
 from oarlock.decoder.norm import RMSNorm
-from oarlock.families.architecture import MLP, Architecture, Attention, DecoderBlock, MoE
+from oarlock.families.architecture import MLP, Architecture, Attention, DecoderBlock, LatentAttention, MoE
 from oarlock.ops.decoder_layer import fused_layer_end, fused_layer_start
 from oarlock.ops.patch import can_fuse, is_as_made
 from oarlock.ops.rms_norm import fused_add_rms_norm, fused_rms_norm_kept
@@ -120,7 +121,8 @@ class DecoderLayer(nn.Layer):
 
 def make_attention(spec: DecoderBlock, model: Architecture, config: Any) -> nn.Layer:
     """Make the attention of a layer."""
-    assert isinstance(spec.attention, Attention)
+    if isinstance(spec.attention, LatentAttention):
+        return LatentSelfAttention(spec.attention, model, config)
     return SelfAttention(spec.attention, model, config)
 
 

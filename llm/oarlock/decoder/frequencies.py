@@ -35,17 +35,20 @@ def compute_frequencies(rope: Rope, length: int) -> tuple[np.ndarray, float]:
     Returns:
         float32 [dim / 2], and the factor, which is 1 except for yarn and longrope.
     """
-    scaling, base = rope.scaling, rope.theta
-    if rope.kind in ("ntk", "dynamic"):
+    scaling, base, original = rope.scaling, rope.theta, original_length(rope)
+    if rope.kind == "ntk" or (rope.kind == "dynamic" and length > original):
         factor = scaling["factor"]
         if rope.kind == "dynamic":
-            factor = factor * max(length, original_length(rope)) / original_length(rope) - (factor - 1)
+            factor = factor * length / original - (factor - 1)
         base = base * factor ** (rope.dim / (rope.dim - 2))
     powers = _compute_powers(base, rope.dim)
     if rope.kind == "yarn":
         return _scale_yarn(rope, powers)
     if rope.kind == "longrope":
-        return _scale_longrope(rope, powers, length)
+        factors = np.asarray(scaling["long_factor" if length > original else "short_factor"], np.float32)
+        factor = scaling.get("factor", rope.max_positions / original)
+        attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+        return np.float32(1) / (factors * powers), float(scaling.get("attention_factor", attention))
     inverse = np.float32(1) / powers
     if rope.kind == "linear":
         inverse = inverse / np.float32(scaling["factor"])
@@ -106,11 +109,3 @@ def _scale_yarn(rope: Rope, powers: np.ndarray) -> tuple[np.ndarray, float]:
     if scaling.get("mscale") and scaling.get("mscale_all_dim"):
         return inverse, find_attention_factor(scaling["mscale"]) / find_attention_factor(scaling["mscale_all_dim"])
     return inverse, find_attention_factor(1)
-
-
-def _scale_longrope(rope: Rope, powers: np.ndarray, length: int) -> tuple[np.ndarray, float]:
-    scaling, original = rope.scaling, original_length(rope)
-    factor = scaling.get("factor", rope.max_positions / original)
-    attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    factors = np.asarray(scaling["long_factor" if length > original else "short_factor"], np.float32)
-    return np.float32(1) / (factors * powers), float(scaling.get("attention_factor", attention))

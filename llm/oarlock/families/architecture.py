@@ -80,6 +80,7 @@ class LatentAttention:
         value_dim: size of a head of values.
         scale: factor of the scores.
         bias: the projections to low rank, and the output projection, have biases.
+        dropout: of the attention weights in training.
     """
 
     heads: int
@@ -91,6 +92,7 @@ class LatentAttention:
     scale: float
     rope: Rope
     bias: bool = False
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)

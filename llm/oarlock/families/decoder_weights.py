@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from oarlock.families.architecture import MLP, Architecture, Attention, DecoderBlock, LatentAttention, MoE
 
@@ -52,13 +53,26 @@ def list_full_names(model: Architecture, prefix: str = "") -> Iterator[tuple[str
 
 def count_parameters(model: Architecture) -> int:
     """Count all parameters; a tied output layer has none of its own."""
-    return sum(math.prod(weight.shape) for _, weight in list_full_names(model))
+    return round(_sum_weights(model, lambda weight: math.prod(weight.shape))) + (
+        0 if model.tied else model.hidden * model.vocab
+    )
 
 
 def count_used_parameters(model: Architecture) -> int:
     """Count the parameters in matrices that a token is multiplied with, the output layer included."""
-    matrices = (weight for weight in list_weights(model) if weight.is_matrix)
-    return round(sum(math.prod(one.shape) * one.share for one in matrices)) + model.hidden * model.vocab
+    used = _sum_weights(model, lambda weight: math.prod(weight.shape) * weight.share * weight.is_matrix)
+    return round(used) + model.hidden * model.vocab
+
+
+def _sum_weights(model: Architecture, measure: Callable[[DecoderWeight], float]) -> float:
+    """Sum a measure of all weights but the output layer's. Layers of the same parts are measured once."""
+    outside = (weight for weight in list_weights(replace(model, blocks=())))
+    kinds = Counter((id(block.attention), id(block.mlp)) for block in model.blocks)
+    blocks = {(id(block.attention), id(block.mlp)): block for block in model.blocks}
+    in_layers = sum(
+        number * sum(map(measure, _list_block(blocks[kind], model.hidden))) for kind, number in kinds.items()
+    )
+    return sum(map(measure, outside)) + in_layers
 
 
 def _list_block(block: DecoderBlock, hidden: int) -> Iterator[DecoderWeight]:

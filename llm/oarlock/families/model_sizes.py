@@ -17,7 +17,7 @@ class ModelSizes:
     Attributes:
         family: model_type.
         tied: the output layer uses the embedding's weights.
-        head_dim: size of a head, where it is not hidden / heads.
+        head_dim: size of a head of queries, where it is not hidden / heads.
         experts: of a layer; 0 for a dense model.
         expert_intermediate: width of an expert.
     """
@@ -36,7 +36,7 @@ class ModelSizes:
 
     @property
     def head_size(self) -> int:
-        """Size of a head of queries, keys and values."""
+        """Size of a head of queries and keys."""
         return self.head_dim or self.hidden // self.heads
 
     @classmethod
@@ -45,6 +45,9 @@ class ModelSizes:
         hidden = _first(config, "hidden_size", "n_embd")
         heads = _first(config, "num_attention_heads", "n_head")
         family = FAMILIES.get(config.model_type)
+        parts = [getattr(config, name, None) for name in ("qk_nope_head_dim", "qk_rope_head_dim")]
+        head_dim = sum(parts) if all(parts) else getattr(config, "head_dim", None)
+        experts = _first(config, *EXPERT_COUNTS, default=0)
         return cls(
             family=config.model_type,
             num_layers=_first(config, "num_hidden_layers", "n_layer", "num_layers"),
@@ -57,9 +60,9 @@ class ModelSizes:
             vocab=_first(config, "vocab_size"),
             # PretrainedConfig says True by default, also for families whose output layer is never tied.
             tied=bool(getattr(config, "tie_word_embeddings", False)) and not (family is not None and family.never_tied),
-            experts=_first(config, *EXPERT_COUNTS, default=0),
-            expert_intermediate=_first(config, "moe_intermediate_size", "intermediate_size", default=0),
-            head_dim=size if (size := getattr(config, "head_dim", None)) != hidden // heads else None,
+            experts=experts,
+            expert_intermediate=_first(config, "moe_intermediate_size", "intermediate_size") if experts else 0,
+            head_dim=head_dim if head_dim != hidden // heads else None,
         )
 
 

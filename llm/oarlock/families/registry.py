@@ -81,8 +81,7 @@ def explain_missing(name: str, attribute: str, needs: str) -> str:
     """
     if name in FAMILIES and attribute in FAMILIES[name].why_not:
         return f"{name} has none: {FAMILIES[name].why_not[attribute]}"
-    others = ", ".join(family.name for family in FAMILIES.values() if getattr(family, attribute))
-    return f"PaddleNLP has no {needs} for {name} (it has for {others})"
+    return f"PaddleNLP has no {needs} for {name} (`oarlock families` lists which families have them)"
 
 
 def make_families_table() -> str:

@@ -242,7 +242,11 @@ def to_hugging_face(config: Any, dtype: str, place: str) -> dict[str, Any]:
         value = getattr(config, words.paddle_names.get(name, name), default)
         if value is not None or default is not None or FAMILIES[family].decoder is None:
             found[name] = value
-    found |= {name: allowed[0] for name, allowed in words.supported.items() if allowed[0] is not None}
+    found |= {
+        name: allowed[0]
+        for name, allowed in words.supported.items()
+        if allowed[0] is not None and name not in words.fields
+    }
     found |= {name: getattr(config, name, None) for name in TOKEN_IDS}
     if FAMILIES[family].own_config:
         found |= {name: value for name in ROPE if (value := getattr(config, name)) is not None}

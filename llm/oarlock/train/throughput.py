@@ -13,6 +13,8 @@ from typing import Any
 
 import paddle
 
+from oarlock.families.architecture import Architecture, LatentAttention
+from oarlock.families.decoder_weights import count_used_parameters
 from oarlock.families.model_sizes import ModelSizes
 from oarlock.families.registry import FAMILIES
 
@@ -38,16 +40,30 @@ def compute_token_flops(config: Any, seq_length: int) -> TokenFlops:
 
     The formula is 6 N + 12 L H Q T (PaLM, arXiv 2204.02311, appendix B) for N matmul parameters, L layers, H query
     heads of size Q, and T = seq_length. Like PaLM and published MFU numbers, it counts all T x T attention logits,
-    although causal kernels compute only half of them.
+    although causal kernels compute only half of them. Of a sliding window it counts the window's.
 
     Args:
         config: a PaddleNLP PretrainedConfig.
     """
     sizes, family = ModelSizes.from_config(config), FAMILIES.get(config.model_type)
+    if family is not None and family.decoder is not None:
+        return _count_decoder_flops(family.decoder(config), seq_length)
     attention = sizes.hidden * sizes.head_size * (2 * sizes.heads + 2 * sizes.kv_heads)
     feed_forward = sizes.hidden * sizes.intermediate * (3 if family is None or family.gated_mlp else 2)
     parameters = sizes.num_layers * (attention + feed_forward) + sizes.hidden * sizes.vocab
     forward = 2 * parameters + 4 * sizes.num_layers * sizes.heads * sizes.head_size * seq_length
+    return TokenFlops(parameters, 3.0 * forward, 1.0 * forward)
+
+
+def _count_decoder_flops(model: Architecture, seq_length: int) -> TokenFlops:
+    """Compute them with the parameters that a token uses (of experts, top_k of each layer), and with windows."""
+    parameters, scores = count_used_parameters(model), 0
+    for attention in (block.attention for block in model.blocks):
+        if isinstance(attention, LatentAttention):
+            scores += attention.heads * (attention.nope_dim + attention.rope_dim + attention.value_dim) * seq_length
+        else:
+            scores += attention.heads * 2 * attention.head_dim * min(seq_length, attention.window or seq_length)
+    forward = 2 * parameters + 2 * scores
     return TokenFlops(parameters, 3.0 * forward, 1.0 * forward)
 
 

@@ -70,8 +70,10 @@ def _full_names(model: nn.Layer, state: Mapping[str, Any]) -> Callable[[str], st
         tied = state.get(f"{path}.weight")
         return lambda name: f"{path}.weight" if tied is not None and state[name] is tied else name
     paths = model.get_sequential_name_prefixes()
-    full_class = getattr(paddlenlp.transformers, type(model).__name__.removesuffix("Pipe"), None)
-    prefix = getattr(full_class, "base_model_prefix", "")
+    prefix = ""
+    if not hasattr(model, "architecture"):  # PaddleNLP's; the names in our own pipelines are complete
+        full_class = getattr(paddlenlp.transformers, type(model).__name__.removesuffix("Pipe"), None)
+        prefix = getattr(full_class, "base_model_prefix", "")
     # The names in ChatGLM2's pipeline lack the prefix "chatglm_v2.".
     prefix = "" if not prefix or any(path.startswith(prefix) for path in paths.values()) else f"{prefix}."
     shared = [paths[str(i)] for i, layer in enumerate(model._layers_desc) if isinstance(layer, SharedLayerDesc)]

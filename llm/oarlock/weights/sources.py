@@ -19,6 +19,7 @@ from oarlock.weights.hf_names import MappedTensor, find_unused, map_names
 from oarlock.weights.safetensors_file import SafetensorsFile, StoredTensor
 from oarlock.weights.weight_folder import WeightFolder
 
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight", "wte.weight")
 _READING_THREADS = 4  # they mostly wait for the disk
@@ -174,6 +175,9 @@ def check_stored(config: Any, shapes: Mapping[str, tuple[int, ...]], place: str)
     layers = max(numbers, default=-1) + 1
     if sizes.num_layers > layers:
         raise ModelError(f"{place} says {sizes.num_layers:,} layers, and the weights next to it have {layers:,}")
+    experts = max((int(found[1]) for name in shapes if (found := _EXPERT.search(name))), default=-1) + 1
+    if sizes.experts > experts:
+        raise ModelError(f"{place} says {sizes.experts:,} experts, and the weights next to it have {experts:,}")
     embedding = next((name for name in shapes if name.endswith(EMBEDDINGS)), None)
     if embedding is not None and len(shapes[embedding]) == 2 and shapes[embedding] != (sizes.vocab, sizes.hidden):
         rows, width = shapes[embedding]

@@ -216,11 +216,12 @@ def test_writing_turns_and_rounds_any_shape(data, tmp_path_factory):
 @pytest.mark.parametrize(
     ("family", "change", "message"),
     [
-        ("llama", {"attention_bias": True}, "attention_bias is True"),
+        ("mistral", {"attention_bias": True}, "attention_bias is True"),
         ("llama", {"rope_scaling": {"type": "ntk", "factor": 2.0}}, "rope_scaling of type 'ntk'"),
-        ("llama", {"head_dim": 16}, "head_dim is 16"),
+        ("qwen3_moe", {"router_jitter_noise": 0.1}, "router_jitter_noise"),
+        ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func is 'softmax'"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
-        ("mistral", {"tie_word_embeddings": True}, "tie_word_embeddings is True"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
         ("opt", {"word_embed_proj_dim": 8}, "word_embed_proj_dim 8 is not hidden_size 32"),
         ("opt", {"activation_function": "gelu"}, "activation_function is 'gelu'"),
         ("gptj", {"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06"),

@@ -52,10 +52,11 @@ FAMILY = make_decoder_family(
             "rms_norm_eps": 1e-06,
             "tie_word_embeddings": False,
             "attention_bias": False,
+            "attention_dropout": 0.0,
             "moe_intermediate_size": 1407,
             "n_shared_experts": 2,
             "n_routed_experts": 64,
-            "num_experts_per_tok": None,
+            "num_experts_per_tok": 6,  # of the published models; transformers has no default
             "n_group": None,
             "topk_group": None,
             "first_k_dense_replace": 0,
@@ -82,7 +83,6 @@ FAMILY = make_decoder_family(
                 "output_router_logits",
             }
         ),
-        dropouts=frozenset({"attention_dropout"}),
         equal={"num_key_value_heads": "num_attention_heads"},
         activation="hidden_act",
     ),

@@ -54,6 +54,7 @@ FAMILY = make_decoder_family(
             "rms_norm_eps": 1e-06,
             "tie_word_embeddings": False,
             "attention_bias": False,
+            "attention_dropout": 0.0,
             "moe_intermediate_size": 2048,
             "n_shared_experts": 1,
             "n_routed_experts": 256,
@@ -83,7 +84,6 @@ FAMILY = make_decoder_family(
                 "output_router_logits",
             }
         ),
-        dropouts=frozenset({"attention_dropout"}),
         equal={"num_key_value_heads": "num_attention_heads"},
         activation="hidden_act",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,9 @@ from typing import Any
 import numpy as np
 import paddle
 
+from oarlock.decoder.rotary import rotary_tables
 from oarlock.errors import EnvironmentProblem
-from oarlock.families.family import FusedDecoderSpec
-from oarlock.families.model_sizes import ModelSizes
-from oarlock.families.registry import FAMILIES
+from oarlock.families.architecture import MLP, PRE_NORMS, Architecture, Attention, LatentAttention, MoE
 from oarlock.ops import library
 from oarlock.ops.decoder import (
     ACTIVATIONS,
@@ -31,30 +31,43 @@ from oarlock.serve.engine.step_tensor import StepTensor
 
 def explain_not_fused(model: Any) -> str:
     """Why this decoder can't serve a model; "" if it can."""
-    config, device = model.config, paddle.device.get_device()
-    rope = getattr(config, "rope_scaling", None) or {"rope_type": getattr(config, "rope_scaling_type", None)}
-    reasons = {
-        f"the device is {device}": device != "cpu",
-        f"it does not support {config.model_type}": _find_spec(config) is None,
-        "the model has ALiBi": getattr(config, "alibi", False),
-        f"the model's activation is {getattr(config, 'hidden_act', '')}": _read_activation(config) not in ACTIVATIONS,
-        "its rotary positions depend on the length": rope.get("rope_type") in ("dynamic", "dynamic_ntk", "longrope"),
-        "its layers are merged": any(
-            getattr(config, name, False) for name in ("fuse_attention_qkv", "fuse_attention_ffn")
-        ),
-    }
-    found = next((reason for reason, holds in reasons.items() if holds), "")
-    return found or library.why_missing()
+    architecture, device = getattr(model, "architecture", None), paddle.device.get_device()
+    if device != "cpu":
+        return f"the device is {device}"
+    if architecture is None:
+        return f"it does not support {model.config.model_type}"
+    return explain_unsupported_parts(architecture) or library.why_missing()
 
 
-def _read_activation(config: Any) -> str:
-    named, spec = getattr(config, "hidden_act", None) or "silu", _find_spec(config)
-    return spec.activation if spec and spec.activation and named != "gelu_pytorch_tanh" else named
-
-
-def _find_spec(config: Any) -> FusedDecoderSpec | None:
-    family = FAMILIES.get(config.model_type)
-    return None if family is None else family.fused_decoder
+def explain_unsupported_parts(model: Architecture) -> str:
+    """Why the operator can't compute an architecture; "" if it can."""
+    for block in model.blocks:
+        attention, mlp = block.attention, block.mlp
+        if isinstance(attention, LatentAttention):
+            return "the model has latent attention"
+        if isinstance(mlp, MoE):
+            return "the model has a mixture of experts"
+        rope = attention.rope
+        if rope is None or rope.dim != attention.head_dim or rope.interleaved:
+            return "not all of its heads are rotated as a whole, in halves"
+        reasons = {
+            "its queries and keys have norms": attention.qk_norm,
+            "its layers have sliding windows": attention.window is not None,
+            "its scores are capped": attention.soft_cap is not None,
+            "its heads have sinks": attention.sinks,
+            "its scores have a factor of their own": not math.isclose(attention.scale, attention.head_dim**-0.5),
+            "its output projections have biases": attention.output_bias or mlp.bias,
+            "its layers are merged": attention.packed or mlp.packed,
+            "its rotary positions depend on the length": rope.kind in ("dynamic", "longrope"),
+            f"the model's activation is {mlp.activation}": mlp.activation not in ACTIVATIONS,
+            "its norms are not before attention and feed-forward": block.norms != PRE_NORMS,
+            "its residuals are scaled": block.residual_scale != 1.0,
+        }
+        if found := next((reason for reason, holds in reasons.items() if holds), ""):
+            return found
+    if model.logit_scale != 1.0 or model.logit_soft_cap is not None:
+        return "its logits are scaled or capped"
+    return ""
 
 
 @paddle.no_grad()
@@ -101,43 +114,42 @@ class FusedDecoder:
 
     def __init__(self, model: Any, adapters: dict[str, LoraWeights], positions: int) -> None:
         """Pack the model's weights; load_fused_decoder() also tests the result."""
-        config = model.config
-        base = getattr(model, config.model_type)
-        heads = config.num_attention_heads
-        spec = _find_spec(config)
-        assert spec is not None, config.model_type  # explain_not_fused() names it
+        built: Architecture = model.architecture
+        attention, mlp = built.blocks[0].attention, built.blocks[0].mlp
+        assert isinstance(attention, Attention) and attention.rope is not None and isinstance(mlp, MLP)
+        base = model.decoder
         self._sizes = DecoderSizes(
-            hidden=config.hidden_size,
-            intermediate=config.intermediate_size,
-            num_layers=config.num_hidden_layers,
-            num_heads=heads,
-            num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=ModelSizes.from_config(config).head_size,
-            vocabulary=config.vocab_size,
-            epsilon=config.rms_norm_eps,
-            embedding_scale=config.hidden_size**0.5 if spec.scales_embedding else 1.0,
-            activation=_read_activation(config),
+            hidden=built.hidden,
+            intermediate=mlp.intermediate,
+            num_layers=len(built.blocks),
+            num_heads=attention.heads,
+            num_key_value_heads=attention.kv_heads,
+            head_dim=attention.head_dim,
+            vocabulary=built.vocab,
+            epsilon=built.norm_epsilon,
+            embedding_scale=built.embedding_scale,
+            activation=mlp.activation,
         )
         self.vocabulary = self._sizes.vocabulary
         self._names = {name: i for i, name in enumerate(adapters)}
-        cos, sin = base.layers[0].self_attn.rotary_emb(paddle.zeros([1, 1, 1, 1]), seq_len=positions)
+        cos, sin = rotary_tables(attention.rope, positions)
         table = base.embed_tokens.weight
         head = model.lm_head.weight.numpy()
-        if getattr(model.lm_head, "transpose_y", spec.tied_head_is_transposed and config.tie_word_embeddings):
+        if model.lm_head.transposed:
             head = head.T
         shared = [
             table.reshape([-1]).clone(),
-            paddle.to_tensor(_read_norm(base.norm, spec.norm_offset)),
+            paddle.to_tensor(_read_norm(base.norm, built.norm_offset)),
             paddle.to_tensor(pack_panels(head).ravel()),
             cos.reshape([-1]).clone(),
             sin.reshape([-1]).clone(),
         ]
-        packed = [self._pack_adapter(name, weights, config.model_type) for name, weights in adapters.items()]
+        packed = [self._pack_adapter(name, weights, built.prefix) for name, weights in adapters.items()]
         if not packed:  # the operator wants one
             packed = [(np.zeros(0, np.float32), np.zeros(1 + len(TARGETS) * self._sizes.num_layers, np.int64))]
         self._weights = DecoderWeights(
             shared=shared,
-            layers=[_pack_layer(layer, spec.norm_offset) for layer in base.layers],
+            layers=[_pack_layer(layer, built.norm_offset) for layer in base.layers],
             adapters=[paddle.to_tensor(values) for values, _ in packed],
             plans=[paddle.to_tensor(plan) for _, plan in packed],
         )

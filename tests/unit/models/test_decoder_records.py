@@ -1,0 +1,149 @@
+"""The records of the families that run in our own decoder: what they make of published configurations."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oarlock.errors import ModelError
+from oarlock.families.architecture import Architecture, LatentAttention, MoE
+from oarlock.families.decoder_weights import count_parameters, count_used_parameters, list_full_names
+from oarlock.families.registry import FAMILIES
+from oarlock.model_config.load import make_config
+from support.tiny_configs import TINY_CONFIGS
+
+
+def sizes(vocab: int, hidden: int, inner: int, layers: int, heads: int, kv_heads: int, **more: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": vocab, "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads, **more,
+    }  # fmt: skip
+
+
+def architecture(family: str, **fields: Any) -> Architecture:
+    return FAMILIES[family].decoder(make_config({"model_type": family, "transformers_version": "5", **fields}, "x"))
+
+
+# Published models, and the parameters that their cards or files state.
+PUBLISHED = {
+    "Llama-3.1-8B": ("llama", sizes(128256, 4096, 14336, 32, 32, 8), 8_030_261_248),
+    "Qwen2.5-0.5B": ("qwen2", sizes(151936, 896, 4864, 24, 14, 2, tie_word_embeddings=True), 494_032_768),
+    "Mistral-7B": ("mistral", sizes(32000, 4096, 14336, 32, 32, 8), 7_241_732_096),
+    "Mistral-Nemo": ("mistral", sizes(131072, 5120, 14336, 40, 32, 8, head_dim=128), 12_247_782_400),
+    "gemma-2b": ("gemma", sizes(256000, 2048, 16384, 18, 8, 1), 2_506_172_416),
+    "Qwen3-0.6B": ("qwen3", sizes(151936, 1024, 3072, 28, 16, 8, tie_word_embeddings=True), 596_049_920),
+    "Qwen3-8B": ("qwen3", sizes(151936, 4096, 12288, 36, 32, 8), 8_190_735_360),
+    "gemma-2-2b": ("gemma2", sizes(256000, 2304, 9216, 26, 8, 4), 2_614_341_888),
+    "gemma-3-1b": ("gemma3_text", sizes(262144, 1152, 6912, 26, 4, 1), 999_885_952),
+    "Phi-3-mini": ("phi3", sizes(32064, 3072, 8192, 32, 32, 32), 3_821_079_552),
+    "Phi-4-mini": ("phi3", sizes(200064, 3072, 8192, 32, 24, 8, tie_word_embeddings=True), 3_836_021_760),
+    "GLM-4-9B-0414": ("glm4", sizes(151552, 4096, 13696, 40, 32, 2), 9_400_279_040),
+    "OLMo-2-7B": ("olmo2", sizes(100352, 4096, 11008, 32, 32, 32), 7_298_617_344),
+    "SmolLM3-3B": ("smollm3", sizes(128256, 2048, 11008, 36, 16, 4), 3_075_098_624),
+    "granite-3.1-2b": ("granite", sizes(49155, 2048, 8192, 40, 32, 8, tie_word_embeddings=True), 2_533_531_648),
+    "Mixtral-8x7B": ("mixtral", {}, 46_702_792_704),
+    "Qwen1.5-MoE-A2.7B": ("qwen2_moe", {}, 14_315_784_192),
+    "Qwen3-30B-A3B": ("qwen3_moe", sizes(151936, 2048, 6144, 48, 32, 4, head_dim=128), 30_532_122_624),
+    "DeepSeek-V2-Lite": (
+        "deepseek_v2",
+        sizes(102400, 2048, 10944, 27, 16, 16, q_lora_rank=None, n_routed_experts=64, num_experts_per_tok=6,
+              moe_intermediate_size=1408, first_k_dense_replace=1),
+        15_706_484_224,
+    ),
+    "DeepSeek-V3": ("deepseek_v3", {}, 671_026_419_200),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_have_the_parameters_that_they_state(name):
+    family, fields, parameters = PUBLISHED[name]
+    assert count_parameters(architecture(family, **fields)) == parameters
+
+
+def test_used_parameters_count_the_chosen_experts_only():
+    """Mixtral's 12.9 billion (https://arxiv.org/abs/2401.04088), without its embedding, which is looked up."""
+    assert round(count_used_parameters(architecture("mixtral")) / 1e8) == 127
+
+
+@pytest.mark.parametrize("name", TINY_CONFIGS)
+def test_parameters_are_those_of_all_weights(name):
+    found = architecture(TINY_CONFIGS[name]["model_type"], **TINY_CONFIGS[name])
+    weights = dict(list_full_names(found))
+    assert sum(math.prod(weight.shape) for weight in weights.values()) == count_parameters(found)
+    assert all(key.startswith((f"{found.prefix}.", "lm_head.")) for key in weights)
+    assert ("lm_head.weight" in weights) != found.tied
+
+
+def test_every_family_has_a_tiny_configuration():
+    own = {name for name, family in FAMILIES.items() if family.decoder is not None}
+    assert own == {fields["model_type"] for fields in TINY_CONFIGS.values()}
+
+
+def test_what_is_special_about_a_family():
+    gemma2 = architecture("gemma2")
+    assert gemma2.norm_offset == 1 and gemma2.embedding_scale == 2304**0.5 and gemma2.logit_soft_cap == 30
+    assert [block.attention.window for block in gemma2.blocks[:2]] == [4096, None]
+    gemma3 = architecture("gemma3_text")
+    assert [block.attention.rope.theta for block in gemma3.blocks[4:6]] == [1e4, 1e6]
+    glm4 = architecture("glm4").blocks[0].attention
+    assert glm4.rope.dim == 64 and glm4.rope.interleaved and glm4.qkv_bias and not glm4.output_bias
+    smollm3 = architecture("smollm3")
+    assert [block.attention.rope is None for block in smollm3.blocks[:4]] == [False, False, False, True]
+    granite = architecture("granite", logits_scaling=8.0, attention_multiplier=0.0078125, residual_multiplier=0.22)
+    assert granite.logit_scale == 0.125 and granite.blocks[0].residual_scale == 0.22
+    deepseek = architecture("deepseek_v3", rope_scaling={
+        "type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1,
+        "mscale": 1.0, "mscale_all_dim": 1.0,
+    })  # fmt: skip
+    latent, moe = deepseek.blocks[3].attention, deepseek.blocks[3].mlp
+    assert isinstance(latent, LatentAttention) and abs(latent.scale - 192**-0.5 * 1.3688879454113936**2) < 1e-12
+    assert isinstance(moe, MoE) and (moe.groups, moe.top_groups, moe.weight_scale) == (8, 4, 2.5)
+    assert not isinstance(deepseek.blocks[2].mlp, MoE)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "words"),
+    [
+        ("smollm3", {"no_rope_layers": [1]}, "x: no_rope_layers has 1 entries, and the model 36 layers"),
+        ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling of type 'linear'"),
+        ("qwen3_moe", {"num_experts_per_tok": 200}, "num_experts_per_tok is 200, of 128 experts"),
+        ("deepseek_v3", {"n_group": 7}, "256 experts in n_group 7 groups"),
+        ("deepseek_v3", {"rms_norm_eps": 1e-5}, "rms_norm_eps is 1e-05"),
+        ("deepseek_v3", {"num_attention_heads": 128, "num_key_value_heads": 8}, "num_key_value_heads 8 is not num_attention_heads 128"),
+        ("mixtral", {"num_local_experts": 4096, "num_hidden_layers": 4096}, "more than any published model"),
+        ("gemma2", {"hidden_activation": "tanh"}, "hidden_activation is 'tanh'"),
+        ("llama", {"alibi": True, "paddlenlp_version": "3"}, "x: alibi: models with ALiBi"),
+        ("glm4", {"fuse_attention_qkv": True}, r"fuse_attention_qkv \(True\)"),
+    ],
+)  # fmt: skip
+def test_what_the_decoder_does_not_compute_is_refused(family, fields, words):
+    with pytest.raises(ModelError, match=words):
+        make_config({"model_type": family, **fields}, "x")
+
+
+def test_records_need_no_paddle():
+    code = (
+        "import sys\nfrom types import SimpleNamespace\nfrom oarlock.families.registry import FAMILIES\n"
+        "for family in FAMILIES.values():\n"
+        "    if family.own_config:\n"
+        "        words = family.hf_config\n"
+        "        rope = {'rope_theta': words.rope_theta, 'rope_scaling': None, 'num_experts_per_tok': 2}\n"
+        "        fields = {**rope, **{k: v for k, v in words.fields.items() if v is not None or k not in rope}}\n"
+        "        config = SimpleNamespace(model_type=family.name, **fields)\n"
+        "        assert len(family.decoder(config).blocks) == config.num_hidden_layers\n"
+        "assert not {'paddle', 'paddlenlp', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[3] / "llm", check=True, timeout=60
+    )
+
+
+def test_files_of_transformers_4_and_5_mean_the_same():
+    old = architecture("qwen3", rope_theta=1e6, rope_scaling={"type": "yarn", "factor": 4.0})
+    new = architecture("qwen3", rope_parameters={"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0})
+    assert old == new and old.blocks[0].attention.rope.kind == "yarn"
