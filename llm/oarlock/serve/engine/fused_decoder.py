@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import paddle
 
+from oarlock.decoder.block import DecoderLayer
+from oarlock.decoder.norm import RMSNorm
+from oarlock.decoder.rotary import rotary_tables
 from oarlock.errors import EnvironmentProblem
-from oarlock.families.family import FusedDecoderSpec
-from oarlock.families.model_sizes import ModelSizes
-from oarlock.families.registry import FAMILIES
+from oarlock.families.architecture import MLP, Architecture, Attention, DecoderBlock, MoE, Rope
 from oarlock.ops import library
 from oarlock.ops.decoder import (
     ACTIVATIONS,
@@ -28,33 +29,62 @@ from oarlock.ops.decoder import (
 from oarlock.serve.engine.decoder import Feed, LoraWeights
 from oarlock.serve.engine.step_tensor import StepTensor
 
+_ACTIVATIONS = {"swish": "silu", "gelu_new": "gelu_pytorch_tanh"}  # other words for the same
 
-def explain_not_fused(model: Any) -> str:
-    """Why this decoder can't serve a model; "" if it can."""
-    config, device = model.config, paddle.device.get_device()
-    rope = getattr(config, "rope_scaling", None) or {"rope_type": getattr(config, "rope_scaling_type", None)}
+
+def explain_not_fused(model: Any, adapters: Collection[str] = ()) -> str:
+    """Why this decoder can't serve a model; "" if it can.
+
+    Args:
+        adapters: names of the layers that adapters change.
+    """
+    device, architecture = paddle.device.get_device(), getattr(model, "architecture", None)
+    if device != "cpu":
+        return f"the device is {device}"
+    if architecture is None:
+        return f"it does not support {model.config.model_type}"
+    other = sorted({name.rpartition(".")[2] for name in adapters} - set(TARGETS))
+    if other:
+        return f"an adapter changes {other[0]}"
+    return _explain_blocks(architecture) or library.why_missing()
+
+
+def _explain_blocks(model: Architecture) -> str:
+    first = model.blocks[0]
+    if any(isinstance(block.mlp, MoE) for block in model.blocks):
+        return "it is a mixture of experts"
+    if not isinstance(first.attention, Attention) or not isinstance(first.mlp, MLP):
+        return "its attention is latent"
+    ropes = _list_ropes(model)
     reasons = {
-        f"the device is {device}": device != "cpu",
-        f"it does not support {config.model_type}": _find_spec(config) is None,
-        "the model has ALiBi": getattr(config, "alibi", False),
-        f"the model's activation is {getattr(config, 'hidden_act', '')}": _read_activation(config) not in ACTIVATIONS,
-        "its rotary positions depend on the length": rope.get("rope_type") in ("dynamic", "dynamic_ntk", "longrope"),
-        "its layers are merged": any(
-            getattr(config, name, False) for name in ("fuse_attention_qkv", "fuse_attention_ffn")
-        ),
+        f"the model's activation is {first.mlp.activation}": _find_activation(first.mlp) not in ACTIVATIONS,
+        "no layer has rotary positions": not ropes,
+        "its layers differ": any(_ignore_places(block) != _ignore_places(first) for block in model.blocks),
+        "its rotary positions depend on the length": any(rope.kind in ("dynamic", "longrope") for rope in ropes),
+        "its rotary embeddings differ in size or order": len({(rope.dim, rope.interleaved) for rope in ropes}) > 1,
+        "its heads have attention sinks": first.attention.sinks,
     }
-    found = next((reason for reason, holds in reasons.items() if holds), "")
-    return found or library.why_missing()
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
-def _read_activation(config: Any) -> str:
-    named, spec = getattr(config, "hidden_act", None) or "silu", _find_spec(config)
-    return spec.activation if spec and spec.activation and named != "gelu_pytorch_tanh" else named
+def _list_ropes(model: Architecture) -> list[Rope]:
+    """The rotary embeddings of a model's layers, each once."""
+    found: list[Rope] = []
+    for block in model.blocks:
+        rope = block.attention.rope
+        if rope is not None and rope not in found:
+            found.append(rope)
+    return found
 
 
-def _find_spec(config: Any) -> FusedDecoderSpec | None:
-    family = FAMILIES.get(config.model_type)
-    return None if family is None else family.fused_decoder
+def _ignore_places(block: DecoderBlock) -> DecoderBlock:
+    """The block without what may differ from layer to layer."""
+    assert isinstance(block.attention, Attention)
+    return replace(block, attention=replace(block.attention, rope=None, window=None))
+
+
+def _find_activation(mlp: MLP) -> str:
+    return _ACTIVATIONS.get(mlp.activation, mlp.activation)
 
 
 @paddle.no_grad()
@@ -101,43 +131,57 @@ class FusedDecoder:
 
     def __init__(self, model: Any, adapters: dict[str, LoraWeights], positions: int) -> None:
         """Pack the model's weights; load_fused_decoder() also tests the result."""
-        config = model.config
-        base = getattr(model, config.model_type)
-        heads = config.num_attention_heads
-        spec = _find_spec(config)
-        assert spec is not None, config.model_type  # explain_not_fused() names it
+        architecture: Architecture = model.architecture
+        block = architecture.blocks[0]
+        attention, mlp, norms = block.attention, block.mlp, block.norms
+        assert isinstance(attention, Attention) and isinstance(mlp, MLP)  # see explain_not_fused()
+        ropes = _list_ropes(architecture)
+        places = [one.attention for one in architecture.blocks if isinstance(one.attention, Attention)]
         self._sizes = DecoderSizes(
-            hidden=config.hidden_size,
-            intermediate=config.intermediate_size,
-            num_layers=config.num_hidden_layers,
-            num_heads=heads,
-            num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=ModelSizes.from_config(config).head_size,
-            vocabulary=config.vocab_size,
-            epsilon=config.rms_norm_eps,
-            embedding_scale=config.hidden_size**0.5 if spec.scales_embedding else 1.0,
-            activation=_read_activation(config),
+            hidden=architecture.hidden,
+            intermediate=mlp.intermediate,
+            num_layers=len(architecture.blocks),
+            num_heads=attention.heads,
+            num_key_value_heads=attention.kv_heads,
+            head_dim=attention.head_dim,
+            vocabulary=architecture.vocab,
+            epsilon=architecture.norm_epsilon,
+            activation=_find_activation(mlp),
+            norms=(
+                bool(norms.before_attention),
+                bool(norms.after_attention),
+                bool(norms.before_mlp),
+                bool(norms.after_mlp),
+            ),
+            qk_norm=attention.qk_norm,
+            output_bias=attention.output_bias,
+            mlp_bias=mlp.bias,
+            rotary_dim=ropes[0].dim,
+            interleaved=ropes[0].interleaved,
+            embedding_scale=architecture.embedding_scale,
+            residual_scale=block.residual_scale,
+            score_scale=attention.scale,
+            score_cap=attention.soft_cap,
+            logit_scale=architecture.logit_scale,
+            logit_cap=architecture.logit_soft_cap,
+            windows=tuple(one.window or 0 for one in places),
+            tables=tuple(ropes.index(one.rope) if one.rope is not None else -1 for one in places),
         )
         self.vocabulary = self._sizes.vocabulary
         self._names = {name: i for i, name in enumerate(adapters)}
-        cos, sin = base.layers[0].self_attn.rotary_emb(paddle.zeros([1, 1, 1, 1]), seq_len=positions)
-        table = base.embed_tokens.weight
-        head = model.lm_head.weight.numpy()
-        if getattr(model.lm_head, "transpose_y", spec.tied_head_is_transposed and config.tie_word_embeddings):
-            head = head.T
+        base, head = model.decoder, model.lm_head.weight.numpy()
         shared = [
-            table.reshape([-1]).clone(),
-            paddle.to_tensor(_read_norm(base.norm, spec.norm_offset)),
-            paddle.to_tensor(pack_panels(head).ravel()),
-            cos.reshape([-1]).clone(),
-            sin.reshape([-1]).clone(),
+            base.embed_tokens.weight.reshape([-1]).clone(),
+            paddle.to_tensor(_read_norm(base.norm)),
+            paddle.to_tensor(pack_panels(head.T if model.lm_head.transposed else head).ravel()),
+            *(table.reshape([-1]).clone() for rope in ropes for table in rotary_tables(rope, positions)),
         ]
-        packed = [self._pack_adapter(name, weights, config.model_type) for name, weights in adapters.items()]
+        packed = [self._pack_adapter(name, weights, architecture.prefix) for name, weights in adapters.items()]
         if not packed:  # the operator wants one
             packed = [(np.zeros(0, np.float32), np.zeros(1 + len(TARGETS) * self._sizes.num_layers, np.int64))]
         self._weights = DecoderWeights(
             shared=shared,
-            layers=[_pack_layer(layer, spec.norm_offset) for layer in base.layers],
+            layers=[_pack_layer(layer) for layer in base.layers],
             adapters=[paddle.to_tensor(values) for values, _ in packed],
             plans=[paddle.to_tensor(plan) for _, plan in packed],
         )
@@ -190,27 +234,48 @@ class FusedDecoder:
         return found[np.argsort(wanted)] if wanted != sorted(wanted) else found
 
 
-def _read_norm(layer: Any, offset: float) -> np.ndarray:
-    return layer.weight.numpy() + offset
+def _read_norm(norm: RMSNorm) -> np.ndarray:
+    return norm.scale.numpy()
 
 
-def _pack_layer(layer: Any, norm_offset: float) -> paddle.Tensor:
+def _pack_layer(layer: DecoderLayer) -> paddle.Tensor:
     """The layer's weights as the operator reads them. The layer's own memory is freed."""
-    attention, inner = layer.self_attn, layer.mlp
-    qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
-    biases = [
-        part.bias.numpy() if getattr(part, "bias", None) is not None else np.zeros(part.weight.shape[1]) for part in qkv
-    ]
-    packed = pack_layer(
-        [_read_norm(layer.input_layernorm, norm_offset), _read_norm(layer.post_attention_layernorm, norm_offset)],
-        np.concatenate(biases),
-        [
-            np.concatenate([part.weight.numpy() for part in qkv], axis=1),
-            attention.o_proj.weight.numpy(),
-            np.concatenate([inner.gate_proj.weight.numpy(), inner.up_proj.weight.numpy()], axis=1),
-            inner.down_proj.weight.numpy(),
-        ],
-    )
+    spec, own = layer.spec, layer.self_attn
+    attention, mlp, norms = spec.attention, spec.mlp, spec.norms
+    assert isinstance(attention, Attention) and isinstance(mlp, MLP)
+    places = (norms.before_attention, norms.after_attention, norms.before_mlp, norms.after_mlp)
+    vectors = [_read_norm(getattr(layer, name)) for name in places if name]
+    if attention.qk_norm:
+        vectors += [_read_norm(own.q_norm), _read_norm(own.k_norm)]
+    *inner, down = getattr(layer, spec.mlp_name).sublayers()
+    if attention.packed:
+        qkv, qkv_bias = _join([own.qkv_proj])
+        if attention.packed == "groups":
+            qkv, qkv_bias = _order_groups(qkv, attention), _order_groups(qkv_bias, attention)
+    else:
+        qkv, qkv_bias = _join([own.q_proj, own.k_proj, own.v_proj])
+    gate_up, gate_up_bias = _join(inner)
+    vectors.append(qkv_bias)
+    if attention.output_bias:
+        vectors.append(own.o_proj.bias.numpy())
+    if mlp.bias:
+        vectors += [gate_up_bias, down.bias.numpy()]
+    packed = pack_layer(vectors, [qkv, own.o_proj.weight.numpy(), gate_up, down.weight.numpy()])
     for parameter in layer.parameters():
         parameter._clear_data()
     return paddle.to_tensor(packed)
+
+
+def _join(linears: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The weights and biases (zeros where there are none) of linear layers of one input, side by side."""
+    weights = [one.weight.numpy() for one in linears]
+    biases = [np.zeros(one.weight.shape[1], np.float32) if one.bias is None else one.bias.numpy() for one in linears]
+    return np.concatenate(weights, axis=1), np.concatenate(biases)
+
+
+def _order_groups(packed: np.ndarray, attention: Attention) -> np.ndarray:
+    """[its q | k | v] per head of keys -> [q | k | v], on the last axis."""
+    shape, size = packed.shape[:-1], attention.head_dim
+    groups = packed.reshape(*shape, attention.kv_heads, -1)
+    parts = np.split(groups, [groups.shape[-1] - 2 * size, groups.shape[-1] - size], axis=-1)
+    return np.concatenate([part.reshape(*shape, -1) for part in parts], axis=-1)
