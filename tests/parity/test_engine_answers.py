@@ -141,16 +141,19 @@ def test_an_inaccurate_fused_decoder_is_refused(monkeypatch):
 
 def test_which_models_use_the_fused_decoder(monkeypatch):
     def reason(family, **changes):
-        class Model:
-            config = family_config(family, **changes)
+        made = REGISTRY[family].decoder
+        config = family_config(family, **changes)
+        return explain_not_fused(SimpleNamespace(config=config, **({"architecture": made(config)} if made else {})))
 
-        return explain_not_fused(Model)
-
-    assert all(reason(family) == "" for family in ("llama", "qwen2", "mistral", "gemma"))
-    assert "bloom" in reason("bloom") and "ALiBi" in reason("llama", alibi=True)
-    assert "length" in reason("llama", rope_scaling_type="dynamic_ntk")
-    assert "length" in reason("qwen2", rope_scaling={"rope_type": "longrope"})
-    assert reason("qwen2", rope_scaling={"rope_type": "yarn"}) == ""
+    assert all(reason(family) == "" for family in ("llama", "qwen2", "gemma")) and "bloom" in reason("bloom")
+    assert reason("mistral") == "" and "windows" in reason("mistral", sliding_window=8)
+    assert "length" in reason("llama", rope_scaling_type="dynamic_ntk", rope_scaling_factor=2.0)
+    assert reason("qwen2", rope_scaling={"rope_type": "yarn", "factor": 2.0}) == ""
+    others = {
+        "qwen3": "norms", "gemma2": "sliding windows", "phi3": "rotated as a whole", "olmo2": "norms", "granite": "factor",
+        "smollm3": "rotated as a whole", "mixtral": "experts", "deepseek_v3": "latent attention",
+    }  # fmt: skip
+    assert all(words in reason(family) for family, words in others.items())
     assert "merged" in reason("qwen2", fuse_attention_qkv=True)
     assert "activation is relu" in reason("llama", hidden_act="relu")
     monkeypatch.setattr("oarlock.ops.library.built_for", lambda: None)

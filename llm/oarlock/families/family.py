@@ -79,23 +79,6 @@ class Packing:
 
 
 @dataclass(frozen=True)
-class FusedDecoderSpec:
-    """A variant of the computation of the fused decoder.
-
-    Attributes:
-        norm_offset: added to the weight of every norm.
-        scales_embedding: multiplies embeddings by the square root of the hidden size.
-        activation: of the MLP, whatever hidden_act says unless it is gelu_pytorch_tanh. Empty: hidden_act decides.
-        tied_head_is_transposed: a tied output layer has the embedding's shape, [vocabulary, hidden size].
-    """
-
-    norm_offset: float = 0.0
-    scales_embedding: bool = False
-    activation: str = ""
-    tied_head_is_transposed: bool = False
-
-
-@dataclass(frozen=True)
 class PublishedName:
     """A model_type under which published files contain a family that has another name here.
 
@@ -134,7 +117,7 @@ class Family:
         head_size_multiple: what the size of a head has to be divisible by.
         never_tied: the output layer never shares the embedding's weights, whatever tie_word_embeddings says.
         padded_embedding: the embedding is given the row of the padding token.
-        layer_tables: what every layer precomputes for max_position_embeddings: rotary tables, or a causal mask.
+        layer_masks: every layer precomputes a causal mask for max_position_embeddings.
         sliding_window: which layers look back over `sliding_window` tokens only (PaddleNLP's fields for it).
         untied_heads: (output layer, embedding) in the names of either layout, where a folder may store both.
         tied_parameters: (output layer, embedding) by attribute path, where PaddleNLP does not tie them itself.
@@ -153,8 +136,6 @@ class Family:
         forward: what its forward needs besides ids.
         counts_padding: positions are columns of the batch, padding included.
         packing: None where packed examples would see each other.
-        fused_decoder: None where the fused decoder can't compute the model.
-        replaceable_attention: attention and rotary embeddings are module-level functions, which oarlock.ops replaces.
         takes_position_ids: a static graph has position ids as an input; else the model derives them.
         graph_change: what has to change before Paddle can translate the model: a key of oarlock.export.static_graph.
         servers: that can run an export in Hugging Face's layout.
@@ -177,7 +158,7 @@ class Family:
     head_size_multiple: int = 1
     never_tied: bool = False
     padded_embedding: bool = False
-    layer_tables: Literal["", "rotary", "mask"] = ""
+    layer_masks: bool = False
     sliding_window: Literal["", "all_layers", "upper_layers"] = ""
     # weights
     untied_heads: tuple[tuple[str, str], ...] = ()
@@ -199,8 +180,6 @@ class Family:
     forward: Forward = ""
     counts_padding: bool = False
     packing: Packing | None = None
-    fused_decoder: FusedDecoderSpec | None = None
-    replaceable_attention: bool = False
     # export
     takes_position_ids: bool = True
     graph_change: Literal["", "bloom_mask", "opt_mask", "chatglm_rotary"] = ""

@@ -7,7 +7,7 @@ from typing import Any
 from oarlock.errors import ModelError
 from oarlock.families.architecture import Architecture
 from oarlock.families.config_reading import make_blocks, read_architecture, read_attention, read_mlp, read_partial_rope
-from oarlock.families.family import Family, FusedDecoderSpec, HFConfig, Packing
+from oarlock.families.family import Family, HFConfig, Packing
 from oarlock.families.rope import SCALED_ROTARY
 from oarlock.families.shared import (
     BATCH_FIRST,
@@ -43,7 +43,6 @@ FAMILY = Family(
     kv_axes=BATCH_FIRST,
     free_head_dim=True,
     head_size_multiple=2,
-    layer_tables="rotary",
     untied_heads=LM_HEAD_AND_EMBED_TOKENS,
     builtin_configs=True,
     hf_config=HFConfig(
@@ -69,8 +68,6 @@ FAMILY = Family(
         scaled_rotary=SCALED_ROTARY | {"ntk"},
     ),
     packing=Packing(takes_ends=True),
-    fused_decoder=FusedDecoderSpec(),
-    replaceable_attention=True,
     servers=HF_SERVERS | {"fastdeploy"},
     server_notes={
         "fastdeploy": "FastDeploy has no Llama of its own and runs it through PaddleFormers, more slowly",

@@ -6,7 +6,7 @@ from typing import Any
 
 from oarlock.families.architecture import Architecture
 from oarlock.families.config_reading import make_blocks, read_architecture, read_attention, read_mlp, read_partial_rope
-from oarlock.families.family import Family, FusedDecoderSpec, HFConfig, Packing
+from oarlock.families.family import Family, HFConfig, Packing
 from oarlock.families.shared import BATCH_FIRST, GATED_MLP, HF_SERVERS, SPLIT_ATTENTION, UNSCALED_ROTARY
 
 
@@ -29,7 +29,6 @@ FAMILY = Family(
     kv_axes=BATCH_FIRST,
     free_head_dim=True,
     head_size_multiple=2,
-    layer_tables="rotary",
     sliding_window="all_layers",
     hf_config=HFConfig(
         fields={
@@ -52,6 +51,5 @@ FAMILY = Family(
         activation="hidden_act",
     ),
     packing=Packing(takes_ends=True),
-    fused_decoder=FusedDecoderSpec(),
     servers=HF_SERVERS,
 )

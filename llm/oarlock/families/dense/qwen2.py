@@ -13,7 +13,7 @@ from oarlock.families.config_reading import (
     read_partial_rope,
     read_windows,
 )
-from oarlock.families.family import Family, FusedDecoderSpec, HFConfig, Packing
+from oarlock.families.family import Family, HFConfig, Packing
 from oarlock.families.shared import (
     BATCH_FIRST,
     FUSED_PROJECTIONS,
@@ -44,7 +44,6 @@ FAMILY = Family(
     kv_axes=BATCH_FIRST,
     free_head_dim=True,
     head_size_multiple=2,
-    layer_tables="rotary",
     sliding_window="upper_layers",
     untied_heads=LM_HEAD_AND_EMBED_TOKENS,
     builtin_configs=True,
@@ -69,7 +68,5 @@ FAMILY = Family(
     ),
     hf_resplits_text=True,
     packing=Packing(takes_ends=True),
-    fused_decoder=FusedDecoderSpec(),
-    replaceable_attention=True,
     servers=HF_SERVERS | {"fastdeploy"},
 )
