@@ -79,23 +79,6 @@ class Packing:
 
 
 @dataclass(frozen=True)
-class FusedDecoderSpec:
-    """A variant of the computation of the fused decoder.
-
-    Attributes:
-        norm_offset: added to the weight of every norm.
-        scales_embedding: multiplies embeddings by the square root of the hidden size.
-        activation: of the MLP, whatever hidden_act says unless it is gelu_pytorch_tanh. Empty: hidden_act decides.
-        tied_head_is_transposed: a tied output layer has the embedding's shape, [vocabulary, hidden size].
-    """
-
-    norm_offset: float = 0.0
-    scales_embedding: bool = False
-    activation: str = ""
-    tied_head_is_transposed: bool = False
-
-
-@dataclass(frozen=True)
 class PublishedName:
     """A model_type under which published files contain a family that has another name here.
 
@@ -153,7 +136,6 @@ class Family:
         forward: what its forward needs besides ids.
         counts_padding: positions are columns of the batch, padding included.
         packing: None where packed examples would see each other.
-        fused_decoder: None where the fused decoder can't compute the model.
         replaceable_attention: attention and rotary embeddings are module-level functions, which oarlock.ops replaces.
         takes_position_ids: a static graph has position ids as an input; else the model derives them.
         graph_change: what has to change before Paddle can translate the model: a key of oarlock.export.static_graph.
@@ -199,7 +181,6 @@ class Family:
     forward: Forward = ""
     counts_padding: bool = False
     packing: Packing | None = None
-    fused_decoder: FusedDecoderSpec | None = None
     replaceable_attention: bool = False
     # export
     takes_position_ids: bool = True

@@ -6,7 +6,7 @@ from typing import Any
 
 from oarlock.families.architecture import Architecture
 from oarlock.families.config_reading import make_blocks, read_architecture, read_attention, read_mlp, read_partial_rope
-from oarlock.families.family import Family, FusedDecoderSpec, HFConfig, Packing
+from oarlock.families.family import Family, HFConfig, Packing
 from oarlock.families.shared import (
     BATCH_FIRST,
     FUSED_PROJECTIONS,
@@ -61,9 +61,6 @@ FAMILY = Family(
         gelu_is_approximate=True,
     ),
     packing=Packing(takes_ends=True),
-    fused_decoder=FusedDecoderSpec(
-        norm_offset=1.0, scales_embedding=True, activation="gelu", tied_head_is_transposed=True
-    ),
     replaceable_attention=True,
     servers=HF_SERVERS,
 )

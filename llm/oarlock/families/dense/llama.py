@@ -7,7 +7,7 @@ from typing import Any
 from oarlock.errors import ModelError
 from oarlock.families.architecture import Architecture
 from oarlock.families.config_reading import make_blocks, read_architecture, read_attention, read_mlp, read_partial_rope
-from oarlock.families.family import Family, FusedDecoderSpec, HFConfig, Packing
+from oarlock.families.family import Family, HFConfig, Packing
 from oarlock.families.rope import SCALED_ROTARY
 from oarlock.families.shared import (
     BATCH_FIRST,
@@ -69,7 +69,6 @@ FAMILY = Family(
         scaled_rotary=SCALED_ROTARY | {"ntk"},
     ),
     packing=Packing(takes_ends=True),
-    fused_decoder=FusedDecoderSpec(),
     replaceable_attention=True,
     servers=HF_SERVERS | {"fastdeploy"},
     server_notes={

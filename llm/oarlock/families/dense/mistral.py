@@ -6,7 +6,7 @@ from typing import Any
 
 from oarlock.families.architecture import Architecture
 from oarlock.families.config_reading import make_blocks, read_architecture, read_attention, read_mlp, read_partial_rope
-from oarlock.families.family import Family, FusedDecoderSpec, HFConfig, Packing
+from oarlock.families.family import Family, HFConfig, Packing
 from oarlock.families.shared import BATCH_FIRST, GATED_MLP, HF_SERVERS, SPLIT_ATTENTION, UNSCALED_ROTARY
 
 
@@ -52,6 +52,5 @@ FAMILY = Family(
         activation="hidden_act",
     ),
     packing=Packing(takes_ends=True),
-    fused_decoder=FusedDecoderSpec(),
     servers=HF_SERVERS,
 )

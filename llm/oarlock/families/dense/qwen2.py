@@ -13,7 +13,7 @@ from oarlock.families.config_reading import (
     read_partial_rope,
     read_windows,
 )
-from oarlock.families.family import Family, FusedDecoderSpec, HFConfig, Packing
+from oarlock.families.family import Family, HFConfig, Packing
 from oarlock.families.shared import (
     BATCH_FIRST,
     FUSED_PROJECTIONS,
@@ -69,7 +69,6 @@ FAMILY = Family(
     ),
     hf_resplits_text=True,
     packing=Packing(takes_ends=True),
-    fused_decoder=FusedDecoderSpec(),
     replaceable_attention=True,
     servers=HF_SERVERS | {"fastdeploy"},
 )

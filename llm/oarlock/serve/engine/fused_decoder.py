@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import paddle
 
+from oarlock.decoder.block import DecoderLayer
+from oarlock.decoder.norm import RMSNorm
+from oarlock.decoder.rotary import rotary_tables
 from oarlock.errors import EnvironmentProblem
-from oarlock.families.family import FusedDecoderSpec
-from oarlock.families.model_sizes import ModelSizes
-from oarlock.families.registry import FAMILIES
+from oarlock.families.architecture import MLP, PRE_NORMS, Architecture, Attention
 from oarlock.ops import library
 from oarlock.ops.decoder import (
     ACTIVATIONS,
@@ -28,33 +29,49 @@ from oarlock.ops.decoder import (
 from oarlock.serve.engine.decoder import Feed, LoraWeights
 from oarlock.serve.engine.step_tensor import StepTensor
 
+_ACTIVATIONS = {"swish": "silu", "gelu_new": "gelu_pytorch_tanh"}  # other words for the same
+
 
 def explain_not_fused(model: Any) -> str:
     """Why this decoder can't serve a model; "" if it can."""
-    config, device = model.config, paddle.device.get_device()
-    rope = getattr(config, "rope_scaling", None) or {"rope_type": getattr(config, "rope_scaling_type", None)}
+    device, architecture = paddle.device.get_device(), getattr(model, "architecture", None)
+    if device != "cpu":
+        return f"the device is {device}"
+    if architecture is None:
+        return f"it does not support {model.config.model_type}"
+    return _explain_blocks(architecture) or library.why_missing()
+
+
+def _explain_blocks(model: Architecture) -> str:
+    block = model.blocks[0]
+    attention, mlp = block.attention, block.mlp
+    if not isinstance(attention, Attention):
+        return "its attention is latent"
+    if not isinstance(mlp, MLP):
+        return "it is a mixture of experts"
+    rope, window = attention.rope, attention.window
+    scales = block.residual_scale, model.logit_scale, attention.scale * attention.head_dim**0.5
     reasons = {
-        f"the device is {device}": device != "cpu",
-        f"it does not support {config.model_type}": _find_spec(config) is None,
-        "the model has ALiBi": getattr(config, "alibi", False),
-        f"the model's activation is {getattr(config, 'hidden_act', '')}": _read_activation(config) not in ACTIVATIONS,
-        "its rotary positions depend on the length": rope.get("rope_type") in ("dynamic", "dynamic_ntk", "longrope"),
-        "its layers are merged": any(
-            getattr(config, name, False) for name in ("fuse_attention_qkv", "fuse_attention_ffn")
-        ),
+        f"the model's activation is {mlp.activation}": _find_activation(mlp) not in ACTIVATIONS,
+        "not all layers have rotary positions": rope is None,
+        "its layers differ": any(other != block for other in model.blocks),
+        "its rotary positions depend on the length": rope is not None and rope.kind in ("dynamic", "longrope"),
+        "only a part of each head is rotated": rope is not None and rope.dim != attention.head_dim,
+        "its rotary positions are interleaved": rope is not None and rope.interleaved,
+        "its layers are merged": attention.packed or mlp.packed,
+        "queries and keys are normed": attention.qk_norm,
+        f"it looks back over {window} tokens only": window is not None and window < model.max_positions,
+        "scores or logits are capped": attention.soft_cap is not None or model.logit_soft_cap is not None,
+        "its heads have attention sinks": attention.sinks,
+        "its norms are not those before attention and MLP": block.norms != PRE_NORMS,
+        "its output projection or MLP has biases": attention.output_bias or mlp.bias,
+        "scores, residuals or logits are scaled": any(abs(scale - 1) > 1e-6 for scale in scales),
     }
-    found = next((reason for reason, holds in reasons.items() if holds), "")
-    return found or library.why_missing()
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
-def _read_activation(config: Any) -> str:
-    named, spec = getattr(config, "hidden_act", None) or "silu", _find_spec(config)
-    return spec.activation if spec and spec.activation and named != "gelu_pytorch_tanh" else named
-
-
-def _find_spec(config: Any) -> FusedDecoderSpec | None:
-    family = FAMILIES.get(config.model_type)
-    return None if family is None else family.fused_decoder
+def _find_activation(mlp: MLP) -> str:
+    return _ACTIVATIONS.get(mlp.activation, mlp.activation)
 
 
 @paddle.no_grad()
@@ -101,43 +118,37 @@ class FusedDecoder:
 
     def __init__(self, model: Any, adapters: dict[str, LoraWeights], positions: int) -> None:
         """Pack the model's weights; load_fused_decoder() also tests the result."""
-        config = model.config
-        base = getattr(model, config.model_type)
-        heads = config.num_attention_heads
-        spec = _find_spec(config)
-        assert spec is not None, config.model_type  # explain_not_fused() names it
+        architecture: Architecture = model.architecture
+        block = architecture.blocks[0]
+        attention, mlp = block.attention, block.mlp
+        assert isinstance(attention, Attention) and isinstance(mlp, MLP) and attention.rope  # see explain_not_fused()
         self._sizes = DecoderSizes(
-            hidden=config.hidden_size,
-            intermediate=config.intermediate_size,
-            num_layers=config.num_hidden_layers,
-            num_heads=heads,
-            num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=ModelSizes.from_config(config).head_size,
-            vocabulary=config.vocab_size,
-            epsilon=config.rms_norm_eps,
-            embedding_scale=config.hidden_size**0.5 if spec.scales_embedding else 1.0,
-            activation=_read_activation(config),
+            hidden=architecture.hidden,
+            intermediate=mlp.intermediate,
+            num_layers=len(architecture.blocks),
+            num_heads=attention.heads,
+            num_key_value_heads=attention.kv_heads,
+            head_dim=attention.head_dim,
+            vocabulary=architecture.vocab,
+            epsilon=architecture.norm_epsilon,
+            embedding_scale=architecture.embedding_scale,
+            activation=_find_activation(mlp),
         )
         self.vocabulary = self._sizes.vocabulary
         self._names = {name: i for i, name in enumerate(adapters)}
-        cos, sin = base.layers[0].self_attn.rotary_emb(paddle.zeros([1, 1, 1, 1]), seq_len=positions)
-        table = base.embed_tokens.weight
-        head = model.lm_head.weight.numpy()
-        if getattr(model.lm_head, "transpose_y", spec.tied_head_is_transposed and config.tie_word_embeddings):
-            head = head.T
+        base, head = model.decoder, model.lm_head.weight.numpy()
         shared = [
-            table.reshape([-1]).clone(),
-            paddle.to_tensor(_read_norm(base.norm, spec.norm_offset)),
-            paddle.to_tensor(pack_panels(head).ravel()),
-            cos.reshape([-1]).clone(),
-            sin.reshape([-1]).clone(),
+            base.embed_tokens.weight.reshape([-1]).clone(),
+            paddle.to_tensor(_read_norm(base.norm)),
+            paddle.to_tensor(pack_panels(head.T if model.lm_head.transposed else head).ravel()),
+            *(table.reshape([-1]).clone() for table in rotary_tables(attention.rope, positions)),
         ]
-        packed = [self._pack_adapter(name, weights, config.model_type) for name, weights in adapters.items()]
+        packed = [self._pack_adapter(name, weights, architecture.prefix) for name, weights in adapters.items()]
         if not packed:  # the operator wants one
             packed = [(np.zeros(0, np.float32), np.zeros(1 + len(TARGETS) * self._sizes.num_layers, np.int64))]
         self._weights = DecoderWeights(
             shared=shared,
-            layers=[_pack_layer(layer, spec.norm_offset) for layer in base.layers],
+            layers=[_pack_layer(layer) for layer in base.layers],
             adapters=[paddle.to_tensor(values) for values, _ in packed],
             plans=[paddle.to_tensor(plan) for _, plan in packed],
         )
@@ -190,25 +201,24 @@ class FusedDecoder:
         return found[np.argsort(wanted)] if wanted != sorted(wanted) else found
 
 
-def _read_norm(layer: Any, offset: float) -> np.ndarray:
-    return layer.weight.numpy() + offset
+def _read_norm(norm: RMSNorm) -> np.ndarray:
+    return norm.scale.numpy()
 
 
-def _pack_layer(layer: Any, norm_offset: float) -> paddle.Tensor:
+def _pack_layer(layer: DecoderLayer) -> paddle.Tensor:
     """The layer's weights as the operator reads them. The layer's own memory is freed."""
-    attention, inner = layer.self_attn, layer.mlp
+    attention, block = layer.self_attn, layer.spec
     qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
-    biases = [
-        part.bias.numpy() if getattr(part, "bias", None) is not None else np.zeros(part.weight.shape[1]) for part in qkv
-    ]
+    gate, up, down = (linear.weight.numpy() for linear in getattr(layer, block.mlp_name).sublayers())
+    biases = [part.bias.numpy() if part.bias is not None else np.zeros(part.weight.shape[1]) for part in qkv]
     packed = pack_layer(
-        [_read_norm(layer.input_layernorm, norm_offset), _read_norm(layer.post_attention_layernorm, norm_offset)],
+        [_read_norm(getattr(layer, name)) for name in (block.norms.before_attention, block.norms.before_mlp)],
         np.concatenate(biases),
         [
             np.concatenate([part.weight.numpy() for part in qkv], axis=1),
             attention.o_proj.weight.numpy(),
-            np.concatenate([inner.gate_proj.weight.numpy(), inner.up_proj.weight.numpy()], axis=1),
-            inner.down_proj.weight.numpy(),
+            np.concatenate([gate, up], axis=1),
+            down,
         ],
     )
     for parameter in layer.parameters():

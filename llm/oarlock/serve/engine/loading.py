@@ -167,7 +167,7 @@ def open_served_model(
     built = build_model(ModelSource(folder, config, from_weights=True), dtype=dtype)
     built.eval()
     if reason := explain_not_fused(built):
-        log_once(f"answers go through PaddleNLP's own forward, not the fused decoder: {reason}")
+        log_once(f"answers go through the model's own forward, not the fused decoder: {reason}")
         decoder: Decoder = GenericDecoder(built, weights)
     else:
         log_once("answers go through the fused decoder (float32 on the CPU)")
