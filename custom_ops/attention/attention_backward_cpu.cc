@@ -1,11 +1,14 @@
 // See attention_cpu.h. Scores lie [rows, keys]; one worker has all queries of some keys, so that sums have one order.
+#include <cmath>
+
 #include "attention/problem.h"
 #include "common/parallel.h"
+#include "common/tanh.h"
 
 namespace oarlock {
 
 static int64_t backward_scratch(const AttentionShape& s) {
-  return (5 * kBlock + 3) * kTile * padded(s.head_dim) + 2 * kTile * kTile;
+  return kTile * ((3 * kBlock + 2) * padded(s.head_dim) + (2 * kBlock + 1) * padded(s.value_dim) + 2 * kTile);
 }
 
 // The backward's workers take all queries of some keys. Where there are few heads for them, keys are split into parts,
@@ -30,10 +33,10 @@ struct BackwardScratch {
   float *keys, *keys_down, *values_down, *grad_keys, *grad_values;             // of a block
 
   BackwardScratch(const Problem& p, float* from)
-      : queries(from), grad_outputs(queries + kTile * p.width), grad_queries(grad_outputs + kTile * p.width),
+      : queries(from), grad_outputs(queries + kTile * p.width), grad_queries(grad_outputs + kTile * p.value_width),
         probabilities(grad_queries + kTile * p.width), grad_scores(probabilities + kTile * kTile),
         keys(grad_scores + kTile * kTile), keys_down(keys + kBlock * kTile * p.width),
-        values_down(keys_down + kBlock * kTile * p.width), grad_keys(values_down + kBlock * kTile * p.width),
+        values_down(keys_down + kBlock * kTile * p.width), grad_keys(values_down + kBlock * kTile * p.value_width),
         grad_values(grad_keys + kBlock * kTile * p.width) {}
 };
 
@@ -44,13 +47,20 @@ static void differentiate(const Problem& p, float* scores, float* grads, int64_t
   const float lowered = log_sum_exp * kLog2E, *bias = biased ? p.bias_at(b, h, i, k) : nullptr;
   const int32_t* ends = masked && p.ends ? p.ends + b * p.key_length + k : nullptr;
   for (int64_t j = 0; j < columns; j += kLanes) {
-    Vector score = load(scores + j);
+    Vector score = load(scores + j), slope = splat(1);
+    if (p.soft_cap) {
+      const Vector bent = hyperbolic_tangent(score * p.inverse_cap);
+      score = p.cap * bent;
+      slope = 1 - bent * bent;
+    }
     if (bias) score += load_some<Vector>(bias + j, keys - j) * kLog2E;
     if (masked && p.causal) score = count_from(k + j) > int32_t(place) ? splat(-kInfinity) : score;
+    if (masked && p.windowed) score = count_from(k + j) <= int32_t(place - p.window) ? splat(-kInfinity) : score;
     if (ends) score = load_some<Integers>(ends + j, keys - j) <= int32_t(place) ? splat(-kInfinity) : score;
     const Vector probability = power_of_2(score - lowered);
     store(scores + j, probability);
-    store(grads + j, probability * (load(grads + j) - delta));
+    const Vector grad = probability * (load(grads + j) - delta);
+    store(grads + j, p.soft_cap ? grad * slope : grad);
   }
 }
 
@@ -58,14 +68,15 @@ static void differentiate(const Problem& p, float* scores, float* grads, int64_t
 static void backward_tile(const Problem& p, const BackwardScratch& s, int64_t b, int64_t h, int64_t q, int64_t slot,
                           int64_t k, bool masked, bool biased, const float* log_sum_exp, const float* delta,
                           Start start) {
-  const int64_t rows = p.rows(q), width = p.width, at = slot * kTile * width;
+  const int64_t rows = p.rows(q), width = p.width, value_width = p.value_width, at = slot * kTile * width,
+                at_values = slot * kTile * value_width;
   for (int64_t i = 0; i < rows; i += kPanel) {
     const int64_t reach = p.reach(q + i + kPanel - 1, k), columns = round_up(reach, kLanes);
     float *scores = s.probabilities + i * kTile, *grads = s.grad_scores + i * kTile;
     multiply<false>(s.queries + i * width, width, s.keys_down + at, kTile, scores, kTile, columns, p.head_dim,
                     Start::kZero);
-    multiply<false>(s.grad_outputs + i * width, width, s.values_down + at, kTile, grads, kTile, columns, p.head_dim,
-                    Start::kZero);
+    multiply<false>(s.grad_outputs + i * value_width, value_width, s.values_down + at_values, kTile, grads, kTile,
+                    columns, p.value_dim, Start::kZero);
     for (int64_t l = 0; l < smaller(kPanel, rows - i); ++l)
       differentiate(p, scores + l * kTile, grads + l * kTile, b, h, q + i + l, k, columns, log_sum_exp[i + l],
                     delta[i + l], masked, biased);
@@ -73,8 +84,8 @@ static void backward_tile(const Problem& p, const BackwardScratch& s, int64_t b,
   }
   for (int64_t j = 0; j < p.keys(k); j += kPanel) {
     const int64_t first = smaller(p.first_row(k + j, q), rows);
-    multiply<true>(s.probabilities + first * kTile + j, kTile, s.grad_outputs + first * width, width,
-                   s.grad_values + at + j * width, width, width, rows - first, Start::kAdd);
+    multiply<true>(s.probabilities + first * kTile + j, kTile, s.grad_outputs + first * value_width, value_width,
+                   s.grad_values + at_values + j * value_width, value_width, value_width, rows - first, Start::kAdd);
     multiply<true>(s.grad_scores + first * kTile + j, kTile, s.queries + first * width, width,
                    s.grad_keys + at + j * width, width, width, rows - first, Start::kAdd);
   }
@@ -92,7 +103,8 @@ static void backward_row(const Problem& p, const BackwardScratch& s, const Atten
     if (unbiased == Seen::kNone) continue;
     if (!fetched) {
       fetch(args.query + at, p.query_stride(), p.rows(q), p.head_dim, p.scale * kLog2E, s.queries, p.width);
-      fetch(args.grad_output + at, p.query_stride(), p.rows(q), p.head_dim, 1, s.grad_outputs, p.width);
+      fetch(args.grad_output + p.output_at(b, q, h), p.output_stride(), p.rows(q), p.value_dim, 1, s.grad_outputs,
+            p.value_width);
     }
     backward_tile(p, s, b, h, q, (k - start) / kTile, k, seen == Seen::kSome, unbiased == Seen::kSome,
                   args.log_sum_exp + row, delta + row, fetched ? Start::kAdd : Start::kZero);
@@ -111,23 +123,25 @@ static void backward_block(const Problem& p, const BackwardScratch& s, const Att
                            const float* delta, float* grad_query, int64_t b, int64_t head, int64_t start,
                            int64_t stop) {
   for (int64_t k = start; k < stop; k += kTile) {
-    const int64_t from = p.key_at(b, k, head), to = (k - start) * p.width;
-    fetch(args.key + from, p.key_stride(), p.keys(k), p.head_dim, 1, s.keys + to, p.width);
-    fetch_down(args.key + from, p.key_stride(), p.keys(k), p.head_dim, 1, s.keys_down + to, kTile);
-    fetch_down(args.value + from, p.key_stride(), p.keys(k), p.head_dim, 1, s.values_down + to, kTile);
+    const float *keys = args.key + p.key_at(b, k, head), *values = args.value + p.value_at(b, k, head);
+    const int64_t to = (k - start) * p.width;
+    fetch(keys, p.key_stride(), p.keys(k), p.head_dim, 1, s.keys + to, p.width);
+    fetch_down(keys, p.key_stride(), p.keys(k), p.head_dim, 1, s.keys_down + to, kTile);
+    fetch_down(values, p.value_stride(), p.keys(k), p.value_dim, 1, s.values_down + (k - start) * p.value_width, kTile);
   }
-  for (int64_t i = 0; i < kBlock * kTile * p.width; ++i) s.grad_keys[i] = s.grad_values[i] = 0;
-  const int64_t first = p.causal ? larger(0, start - p.offset) / kTile * kTile : 0;
+  for (int64_t i = 0; i < kBlock * kTile * p.width; ++i) s.grad_keys[i] = 0;
+  for (int64_t i = 0; i < kBlock * kTile * p.value_width; ++i) s.grad_values[i] = 0;
   for (int64_t h = head * p.group; h < (head + 1) * p.group; ++h)
-    for (int64_t q = first; q < p.query_length; q += kTile)
+    for (int64_t q = p.first_query(start); q < p.query_stop(stop); q += kTile)
       backward_row(p, s, args, delta, grad_query, b, h, q, start, stop);
   for (int64_t j = start; j < stop; ++j) {
-    const float *grad_key = s.grad_keys + (j - start) * p.width, *grad_value = s.grad_values + (j - start) * p.width;
-    float *to_key = args.grad_key + p.key_at(b, j, head), *to_value = args.grad_value + p.key_at(b, j, head);
+    const float *grad_key = s.grad_keys + (j - start) * p.width,
+                *grad_value = s.grad_values + (j - start) * p.value_width;
+    float *to_key = args.grad_key + p.key_at(b, j, head), *to_value = args.grad_value + p.value_at(b, j, head);
     for_columns(p.head_dim, [&](auto unit, int64_t d) {
       unit.store(to_key + d, unit.load(grad_key + d) * kLn2);  // the queries were scaled by log2(e) too
-      unit.store(to_value + d, unit.load(grad_value + d));
     });
+    for_columns(p.value_dim, [&](auto unit, int64_t d) { unit.store(to_value + d, unit.load(grad_value + d)); });
   }
 }
 
@@ -145,12 +159,22 @@ void attention_backward_cpu(const AttentionBackward& args) {
 #pragma omp for
     for (int64_t row = 0; row < rows; ++row)
       for (int64_t h = 0; h < p.num_heads; ++h) {
-        const float *output = args.output + (row * p.num_heads + h) * p.head_dim,
-                    *grad = args.grad_output + (row * p.num_heads + h) * p.head_dim;
+        const float *output = args.output + (row * p.num_heads + h) * p.value_dim,
+                    *grad = args.grad_output + (row * p.num_heads + h) * p.value_dim;
         Sum sum;
-        for_columns(p.head_dim, [&](auto unit, int64_t d) { sum.add(unit.load(output + d) * unit.load(grad + d)); });
+        for_columns(p.value_dim, [&](auto unit, int64_t d) { sum.add(unit.load(output + d) * unit.load(grad + d)); });
         delta[(row / p.query_length * p.num_heads + h) * p.query_length + row % p.query_length] = sum.total();
       }
+#pragma omp for
+    for (int64_t h = 0; h < (p.sinks ? p.num_heads : 0); ++h) {
+      double sum = 0;
+      for (int64_t b = 0; b < p.batch; ++b)
+        for (int64_t i = 0; i < p.query_length; ++i) {
+          const int64_t at = (b * p.num_heads + h) * p.query_length + i;
+          sum -= ::expf(p.sinks[h] - args.log_sum_exp[at]) * delta[at];
+        }
+      args.grad_sinks[h] = float(sum);
+    }
 #pragma omp for schedule(monotonic : dynamic)
     for (int64_t item = 0; item < heads * parts; ++item) {
       const int64_t b = item % heads / p.num_key_value_heads, head = item % p.num_key_value_heads,

@@ -3,11 +3,12 @@
 
 #include "attention/problem.h"
 #include "common/parallel.h"
+#include "common/tanh.h"
 
 namespace oarlock {
 
 static int64_t forward_scratch(const AttentionShape& s) {
-  return (2 * kBlock + 2) * kTile * padded(s.head_dim) + 2 * kTile * kTile + (2 * kBlock + 1) * kTile;
+  return (kBlock + 1) * kTile * (padded(s.head_dim) + padded(s.value_dim)) + 2 * kTile * kTile + (2 * kBlock + 1) * kTile;
 }
 
 #if defined(OARLOCK_ISA_PLAIN)
@@ -23,9 +24,9 @@ struct ForwardScratch {
   float *queries, *outputs, *maxima, *sums;          // of a block
 
   ForwardScratch(const Problem& p, float* from)
-      : keys(from), values(keys + kTile * p.width), scores(values + kTile * p.width), biases(scores + kTile * kTile),
+      : keys(from), values(keys + kTile * p.width), scores(values + kTile * p.value_width), biases(scores + kTile * kTile),
         factors(biases + kTile * kTile), queries(factors + kTile), outputs(queries + kBlock * kTile * p.width),
-        maxima(outputs + kBlock * kTile * p.width), sums(maxima + kBlock * kTile) {}
+        maxima(outputs + kBlock * kTile * p.value_width), sums(maxima + kBlock * kTile) {}
 };
 
 // Hides from kLanes rows, the first of which is query i, what they do not see of the keys from k.
@@ -35,6 +36,7 @@ static void hide(const Problem& p, float* column, int64_t b, int64_t i, int64_t 
   for (int64_t j = 0; j < reach; ++j) {
     Vector score = load(column + j * kTile);
     if (p.causal) score = places < int32_t(k + j) ? splat(-kInfinity) : score;
+    if (p.windowed) score = places >= int32_t(k + j + p.window) ? splat(-kInfinity) : score;
     if (ends) score = places >= ends[j] ? splat(-kInfinity) : score;
     store(column + j * kTile, score);
   }
@@ -66,7 +68,7 @@ static void forward_tile(const Problem& p, const ForwardScratch& s, int64_t b, i
                          int64_t k, bool masked, bool biased) {
   const int64_t rows = p.rows(q), lanes = round_up(rows, kLanes);
   const float* queries = s.queries + slot * kTile * p.width;
-  float *outputs = s.outputs + slot * kTile * p.width, *maxima = s.maxima + slot * kTile,
+  float *outputs = s.outputs + slot * kTile * p.value_width, *maxima = s.maxima + slot * kTile,
         *sums = s.sums + slot * kTile;
   for (int64_t j = 0; j < p.keys(k); j += kPanel) {
     const int64_t first = p.first_row(k + j, q) / kLanes * kLanes;
@@ -77,14 +79,18 @@ static void forward_tile(const Problem& p, const ForwardScratch& s, int64_t b, i
   if (biased) fetch_down(p.bias_at(b, h, q, k), p.key_length, rows, p.keys(k), kLog2E, s.biases, kTile);
   for (int64_t i = 0; i < lanes; i += kLanes) {
     const int64_t reach = p.reach(q + i + kLanes - 1, k);
+    for (int64_t j = 0; p.soft_cap && j < reach; ++j) {
+      float* score = s.scores + j * kTile + i;
+      store(score, p.cap * hyperbolic_tangent(load(score) * p.inverse_cap));
+    }
     for (int64_t j = 0; biased && j < reach; ++j)
       store(s.scores + j * kTile + i, load(s.scores + j * kTile + i) + load(s.biases + j * kTile + i));
     if (masked) hide(p, s.scores + i, b, q + i, k, reach);
     soften(s.scores + i, reach, maxima + i, sums + i, s.factors + i);
   }
   for (int64_t i = 0; i < rows; i += kPanel)
-    multiply<true>(s.scores + i, kTile, s.values, p.width, outputs + i * p.width, p.width, p.width,
-                   p.reach(q + i + kPanel - 1, k), Start::kScale, s.factors + i);
+    multiply<true>(s.scores + i, kTile, s.values, p.value_width, outputs + i * p.value_width, p.value_width,
+                   p.value_width, p.reach(q + i + kPanel - 1, k), Start::kScale, s.factors + i);
 }
 
 // Queries from `start` to before `stop`.
@@ -93,12 +99,12 @@ static void forward_block(const Problem& p, const ForwardScratch& s, const Atten
   for (int64_t q = start; q < stop; q += kTile)
     fetch_down(args.query + p.query_at(b, q, h), p.query_stride(), p.rows(q), p.head_dim, p.scale * kLog2E,
                s.queries + (q - start) * p.width, kTile);
-  for (int64_t i = 0; i < kBlock * kTile * p.width; ++i) s.outputs[i] = 0;
+  for (int64_t i = 0; i < kBlock * kTile * p.value_width; ++i) s.outputs[i] = 0;
   for (int64_t i = 0; i < kBlock * kTile; ++i) {
     s.maxima[i] = kLowest;
     s.sums[i] = 0;
   }
-  for (int64_t k = 0; k < p.key_length; k += kTile) {
+  for (int64_t k = p.first_key(start); k < p.key_stop(stop); k += kTile) {
     bool fetched = false;
     for (int64_t q = start; q < stop; q += kTile) {
       const Seen seen = p.seen(b, q, k);
@@ -106,20 +112,28 @@ static void forward_block(const Problem& p, const ForwardScratch& s, const Atten
       const Seen unbiased = p.unbiased(b, h, q, k);
       if (unbiased == Seen::kNone) continue;
       if (!fetched) {
-        const int64_t from = p.key_at(b, k, h / p.group);
-        fetch(args.key + from, p.key_stride(), p.keys(k), p.head_dim, 1, s.keys, p.width);
-        fetch(args.value + from, p.key_stride(), p.keys(k), p.head_dim, 1, s.values, p.width);
+        const float *keys = args.key + p.key_at(b, k, h / p.group), *values = args.value + p.value_at(b, k, h / p.group);
+        fetch(keys, p.key_stride(), p.keys(k), p.head_dim, 1, s.keys, p.width);
+        fetch(values, p.value_stride(), p.keys(k), p.value_dim, 1, s.values, p.value_width);
         fetched = true;
       }
       forward_tile(p, s, b, h, q, (q - start) / kTile, k, seen == Seen::kSome, unbiased == Seen::kSome);
     }
   }
   for (int64_t i = 0; i < stop - start; ++i) {
-    const float sum = s.sums[i], factor = sum == 0 ? 0 : 1 / sum, *from = s.outputs + i * p.width;
-    float* output = args.output + p.query_at(b, start + i, h);
-    for_columns(p.head_dim, [&](auto unit, int64_t d) { unit.store(output + d, unit.load(from + d) * factor); });
+    float sum = s.sums[i], maximum = s.maxima[i], factor = 1;
+    if (p.sinks) {
+      const float sink = p.sinks[h] * kLog2E, both = maximum < sink ? sink : maximum;
+      factor = ::exp2f(maximum - both);
+      sum = sum * factor + ::exp2f(sink - both);
+      maximum = both;
+    }
+    factor = sum == 0 ? 0 : factor / sum;
+    const float* from = s.outputs + i * p.value_width;
+    float* output = args.output + p.output_at(b, start + i, h);
+    for_columns(p.value_dim, [&](auto unit, int64_t d) { unit.store(output + d, unit.load(from + d) * factor); });
     args.log_sum_exp[(b * p.num_heads + h) * p.query_length + start + i] =
-        sum == 0 ? kInfinity : s.maxima[i] * kLn2 + ::logf(sum);
+        sum == 0 ? kInfinity : maximum * kLn2 + ::logf(sum);
   }
 }
 

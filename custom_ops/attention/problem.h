@@ -29,31 +29,56 @@ OARLOCK_INLINE float* aligned(float* p) { return p + (64 - reinterpret_cast<uint
 enum class Seen { kNone, kSome, kAll };
 
 struct Problem : AttentionShape {
-  int64_t offset, group, width;  // places of queries, query heads of a key head, head_dim in whole vectors
+  int64_t offset, group;       // places of queries, query heads of a key head
+  int64_t width, value_width;  // head_dim and value_dim in whole vectors
+  bool windowed;
+  float cap, inverse_cap;  // of scores in powers of 2
 
   explicit Problem(const AttentionShape& shape)
       : AttentionShape(shape), offset(key_length - query_length), group(num_heads / num_key_value_heads),
-        width(padded(head_dim)) {}
+        width(padded(head_dim)), value_width(padded(value_dim)), windowed(window > 0 && window < key_length),
+        cap(soft_cap * kLog2E), inverse_cap(soft_cap ? 1 / cap : 0) {}
 
   int64_t rows(int64_t q) const { return smaller(kTile, query_length - q); }
   int64_t keys(int64_t k) const { return smaller(kTile, key_length - k); }
   int64_t query_stride() const { return num_heads * head_dim; }
   int64_t key_stride() const { return num_key_value_heads * head_dim; }
+  int64_t value_stride() const { return num_key_value_heads * value_dim; }
+  int64_t output_stride() const { return num_heads * value_dim; }
   int64_t query_at(int64_t b, int64_t i, int64_t h) const {
     return ((b * query_length + i) * num_heads + h) * head_dim;
   }
   int64_t key_at(int64_t b, int64_t j, int64_t h) const {
     return ((b * key_length + j) * num_key_value_heads + h) * head_dim;
   }
+  int64_t value_at(int64_t b, int64_t j, int64_t h) const {
+    return ((b * key_length + j) * num_key_value_heads + h) * value_dim;
+  }
+  int64_t output_at(int64_t b, int64_t i, int64_t h) const {
+    return ((b * query_length + i) * num_heads + h) * value_dim;
+  }
   const float* bias_at(int64_t b, int64_t h, int64_t q, int64_t k) const {
     return bias + ((b * bias_heads + (bias_heads > 1 ? h : 0)) * query_length + q) * key_length + k;
   }
 
-  // Of the tile from query q and key k, by causality and ends.
+  // The first tile of keys that queries from q on see by the window, and the place after the last key that queries
+  // before `stop` see by causality.
+  int64_t first_key(int64_t q) const { return windowed ? larger(0, q + offset - window + 1) / kTile * kTile : 0; }
+  int64_t key_stop(int64_t stop) const { return causal ? smaller(stop + offset, key_length) : key_length; }
+
+  // The first tile of queries that sees keys from k on by causality, and the place after the last query that sees keys
+  // before `stop` by the window.
+  int64_t first_query(int64_t k) const { return causal ? larger(0, k - offset) / kTile * kTile : 0; }
+  int64_t query_stop(int64_t stop) const {
+    return windowed ? smaller(stop - 1 + window - offset, query_length) : query_length;
+  }
+
+  // Of the tile from query q and key k, by causality, window and ends.
   Seen seen(int64_t b, int64_t q, int64_t k) const {
     const int64_t first = q + offset, last = first + rows(q) - 1;
     if (causal && k > last) return Seen::kNone;
-    bool all = !causal || k + keys(k) - 1 <= first;
+    if (windowed && k + keys(k) - 1 + window <= first) return Seen::kNone;
+    bool all = (!causal || k + keys(k) - 1 <= first) && (!windowed || k + window > last);
     if (ends) {
       int64_t least = INT64_MAX, most = 0;
       for (int64_t j = 0; j < keys(k); ++j) {

@@ -18,13 +18,13 @@ static_assert(kKeyBlock % kLanes == 0, "a block of keys is a number of whole vec
 
 OARLOCK_INLINE int64_t padded(int64_t dim) { return (dim + kKeyBlock - 1) / kKeyBlock * kKeyBlock; }
 
-// Queries of one key head: query i has `keys[i]` keys to see, the first ones of the sequence.
+// Queries of one key head: query i sees the keys from `first[i]` to before `keys[i]` of the sequence. Both grow with i.
 struct AttentionTile {
   int64_t dim, count;
   const float* query[kQueries];
-  int64_t keys[kQueries];
+  int64_t first[kQueries], keys[kQueries];
   const float *key_blocks, *values;
-  float scale;
+  float scale, cap;  // the cap of scores, 0 for none
   float* scores[kQueries];  // [capacity]
   float* output[kQueries];  // [dim]
 };
@@ -53,9 +53,16 @@ static void key_tile(const AttentionTile& tile, int64_t first_query, int64_t blo
 template <int Q>
 static void keys_of(const AttentionTile& tile, int64_t first_query) {
   const int64_t blocks = (tile.keys[first_query + Q - 1] + kKeyBlock - 1) / kKeyBlock;  // the last sees most
-  int64_t block = 0;
+  int64_t block = tile.first[first_query] / kKeyBlock;  // the first one's window begins first
   for (; block + kBlocks <= blocks; block += kBlocks) key_tile<Q, kBlocks>(tile, first_query, block);
   for (; block < blocks; ++block) key_tile<Q, 1>(tile, first_query, block);
+}
+
+// cap * tanh(x / cap), with tanh(u) = 1 - 2 / (1 + exp(2 u)).
+OARLOCK_INLINE void soft_cap(float* x, int64_t count, float cap) {
+  for_columns(count, [&](auto unit, int64_t i) {
+    unit.store(x + i, cap - 2.0f * cap / (1.0f + exponential(unit.load(x + i) * (2.0f / cap))));
+  });
 }
 
 // Scores -> weights that are still to be divided by what it returns.
@@ -79,7 +86,7 @@ static void value_tile(const AttentionTile& tile, int64_t first_query, int64_t c
     for (int v = 0; v < V; ++v) sums[q][v] = Vector{};
   const int64_t width = padded(tile.dim);
   const float* values = tile.values + column;
-  int64_t key = 0;
+  int64_t key = tile.first[first_query];
   for (; key < tile.keys[first_query]; ++key)
     for (int v = 0; v < V; ++v) {
       const Vector value = load(values + key * width + v * kLanes);
@@ -118,7 +125,13 @@ static void attend(const AttentionTile& tile) {
   } else {
     for (int64_t q = 0; q < tile.count; ++q) keys_of<1>(tile, q);
   }
-  for (int64_t q = 0; q < tile.count; ++q) divisors[q] = exponentials(tile.scores[q], tile.keys[q]);
+  for (int64_t q = 0; q < tile.count; ++q) {
+    const int64_t first = tile.first[q], count = tile.keys[q] - first;
+    if (tile.cap > 0) soft_cap(tile.scores[q] + first, count, tile.cap);
+    divisors[q] = exponentials(tile.scores[q] + first, count);
+    // Keys before the window of a query, that an earlier query of the tile sees.
+    for (int64_t key = tile.first[0]; key < first; ++key) tile.scores[q][key] = 0.0f;
+  }
   if (tile.count == kQueries) {
     values_of<kQueries>(tile, 0, divisors);
   } else {

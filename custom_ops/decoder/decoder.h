@@ -1,5 +1,5 @@
 // One pass of a decoder of Llama's kind (RMSNorm, rotary positions, grouped heads, gated feed-forward) over the new
-// tokens of several sequences, float32 on the CPU.
+// tokens of several sequences, float32 on the CPU. What families differ in is in DecoderSizes and DecoderLayer.
 //
 // Every sum runs in an order that depends on its own row alone. So the scores of a sequence have the same bits alone
 // and in any batch, and whether its prompt is read at once or in parts.
@@ -16,18 +16,35 @@ constexpr int64_t kPanel = 32;    // columns of a panel
 constexpr int64_t kKeyBlock = 16;  // keys of a block, see DecoderRun
 
 enum DecoderActivation { kSilu, kGelu, kGeluTanh };
+enum DecoderNorms { kBeforeAttention = 1, kAfterAttention = 2, kBeforeMlp = 4, kAfterMlp = 8 };
+enum DecoderQkNorm { kNoQkNorm, kEachHead, kAllHeads };  // of queries and keys, before they are rotated
+enum DecoderBiases { kOutputBias = 1, kMlpBias = 2 };    // those of q, k and v are zeros where there are none
 
 struct DecoderSizes {
   int64_t hidden, intermediate, num_layers, num_heads, num_key_value_heads, head_dim, vocabulary;
+  int64_t activation;   // DecoderActivation, of the gate
+  int64_t norms;        // sum of DecoderNorms
+  int64_t qk_norm;      // DecoderQkNorm
+  int64_t biases;       // sum of DecoderBiases
+  int64_t rotary_dim;   // rotated components of a head
+  int64_t interleaved;  // components 2i and 2i + 1 are rotated together, instead of i and i + rotary_dim / 2
   float epsilon;          // of the norms
   float embedding_scale;  // Gemma's sqrt(hidden); 1 elsewhere
-  int64_t activation;     // DecoderActivation, of the gate
+  float residual_scale;   // of what attention and feed-forward add
+  float score_scale;      // of the attention scores
+  float score_cap;        // score_cap * tanh(score / score_cap); 0 for none
+  float logit_scale;      // of the last norm's output
+  float logit_cap;        // of the logits, as score_cap
 };
 
 struct DecoderLayer {
-  const float *input_norm, *attention_norm;  // [hidden]; the second stands before the feed-forward
+  const float *before_attention, *after_attention, *before_mlp, *after_mlp;  // norms [hidden], null where there is none
+  const float *q_norm, *k_norm;              // [dim], or of all heads; null where there is none
   const float* qkv_bias;                     // [(heads + 2 key heads) * dim]
-  const float *qkv, *o, *gate_up, *down;     // panels; q | k | v and gate | up beside each other
+  const float *o_bias, *gate_up_bias, *down_bias;  // null where there is none
+  const float *qkv, *o, *gate_up, *down;     // panels; q | k | v and gate | up side by side
+  int64_t window;                            // tokens that a query sees, itself included; 0 for all
+  const float *cos, *sin;                    // [positions, rotary_dim], both halves alike; null without positions
 };
 
 // A low-rank change x A B, in panels; null where there is none.
@@ -54,7 +71,6 @@ struct DecoderPass {
   const float* embedding;    // [vocabulary, hidden]
   const float* norm;         // [hidden]
   const float* head;         // panels of [hidden, vocabulary]
-  const float *cos, *sin;    // [positions, dim]
   const int64_t* tokens;     // [num_tokens]
   int64_t num_tokens;
   const DecoderRun* runs;

@@ -31,17 +31,31 @@ struct Heads {  // of a layer of a sequence
 
 static constexpr int64_t kGrain = 32 * 1024;  // values for a second thread
 
+// RMSNorm of `size` values; y may be x.
+OARLOCK_INLINE void norm_row(const float* x, int64_t size, float epsilon, const float* weight, float* y) {
+  Sum squares;
+  for_columns(size, [&](auto unit, int64_t i) {
+    const auto value = unit.load(x + i);
+    squares.add(value * value);
+  });
+  const float factor = 1.0f / std::sqrt(squares.total() / float(size) + epsilon);
+  for_columns(size, [&](auto unit, int64_t i) { unit.store(y + i, unit.load(x + i) * factor * unit.load(weight + i)); });
+}
+
 static void norm(const DecoderSizes& s, int64_t rows, const float* from, const float* weight, float* to) {
   for_rows(rows, s.hidden, kGrain, [&](int64_t row) {
-    const float* x = from + row * s.hidden;
-    float* y = to + row * s.hidden;
-    Sum squares;
+    norm_row(from + row * s.hidden, s.hidden, s.epsilon, weight, to + row * s.hidden);
+  });
+}
+
+// x += scale * norm(added), without a norm where `weight` is null; `added` is overwritten.
+static void add_residual(const DecoderSizes& s, int64_t rows, float* added, const float* weight, float* x) {
+  for_rows(rows, s.hidden, kGrain, [&](int64_t row) {
+    float *from = added + row * s.hidden, *to = x + row * s.hidden;
+    if (weight) norm_row(from, s.hidden, s.epsilon, weight, from);
     for_columns(s.hidden, [&](auto unit, int64_t i) {
-      const auto value = unit.load(x + i);
-      squares.add(value * value);
+      unit.store(to + i, unit.load(to + i) + unit.load(from + i) * s.residual_scale);
     });
-    const float factor = 1.0f / std::sqrt(squares.total() / float(s.hidden) + s.epsilon);
-    for_columns(s.hidden, [&](auto unit, int64_t i) { unit.store(y + i, unit.load(x + i) * factor * unit.load(weight + i)); });
   });
 }
 
@@ -68,30 +82,55 @@ static void low_rank(const DecoderPass& p, int64_t layer, DecoderTarget target, 
 }
 
 // One copy, not inlined: which of the products are fused with the sums is the compiler's choice.
-__attribute__((noinline)) static void rotate(const float* x, const float* cos, const float* sin, int64_t dim, float* y) {
+__attribute__((noinline)) static void rotate(float* x, const float* cos, const float* sin, int64_t dim) {
   const int64_t half = dim / 2;
   for (int64_t i = 0; i < half; ++i) {
     const float first = x[i], second = x[half + i];
-    y[i] = first * cos[i] - second * sin[i];
-    y[half + i] = second * cos[half + i] + first * sin[half + i];
+    x[i] = first * cos[i] - second * sin[i];
+    x[half + i] = second * cos[half + i] + first * sin[half + i];
   }
 }
 
-// Turns queries in place, and puts keys and values of the new tokens into their sequence's cache.
+__attribute__((noinline)) static void rotate_pairs(float* x, const float* cos, const float* sin, int64_t dim) {
+  for (int64_t i = 0; i < dim / 2; ++i) {
+    const float first = x[2 * i], second = x[2 * i + 1];
+    x[2 * i] = first * cos[i] - second * sin[i];
+    x[2 * i + 1] = second * cos[i] + first * sin[i];
+  }
+}
+
+// Norms and rotates the heads of a token in place.
+static void place_heads(const DecoderSizes& s, const float* weight, const float* cos, const float* sin, int64_t heads, float* x) {
+  const int64_t dim = s.head_dim;
+  if (weight && s.qk_norm == kAllHeads) norm_row(x, heads * dim, s.epsilon, weight, x);
+  for (int64_t head = 0; head < heads; ++head) {
+    float* own = x + head * dim;
+    if (weight && s.qk_norm == kEachHead) norm_row(own, dim, s.epsilon, weight, own);
+    if (!cos) continue;
+    if (s.interleaved) {
+      rotate_pairs(own, cos, sin, s.rotary_dim);
+    } else {
+      rotate(own, cos, sin, s.rotary_dim);
+    }
+  }
+}
+
+// Norms and rotates queries in place, and puts keys and values of the new tokens into their sequence's cache.
 static void remember(const DecoderPass& p, int64_t layer, float* qkv) {
   const DecoderSizes& s = p.sizes;
   const Widths w(s);
+  const DecoderLayer& own = p.layers[layer];
   const int64_t dim = s.head_dim, wide = padded(dim);
   for (int64_t i = 0; i < p.num_runs; ++i) {
     const DecoderRun& run = p.runs[i];
     const Heads heads(s, run, layer);
     for_rows(run.count, w.qkv, kGrain, [&](int64_t t) {
-      const int64_t position = run.position + t;
-      const float *cos = p.cos + position * dim, *sin = p.sin + position * dim;
+      const int64_t position = run.position + t, at = position * s.rotary_dim;
+      const float *cos = own.cos ? own.cos + at : nullptr, *sin = own.sin ? own.sin + at : nullptr;
       float *q = qkv + (run.begin + t) * w.qkv, *k = q + w.q, *v = k + w.kv;
-      for (int64_t head = 0; head < s.num_heads; ++head) rotate(q + head * dim, cos, sin, dim, q + head * dim);
+      place_heads(s, own.q_norm, cos, sin, s.num_heads, q);
+      place_heads(s, own.k_norm, cos, sin, s.num_key_value_heads, k);
       for (int64_t head = 0; head < s.num_key_value_heads; ++head) {
-        rotate(k + head * dim, cos, sin, dim, k + head * dim);
         float* key = heads.keys + head * keys_size(s, run.capacity) + position / kKeyBlock * kKeyBlock * dim +
                      position % kKeyBlock;
         for (int64_t d = 0; d < dim; ++d) key[d * kKeyBlock] = k[head * dim + d];
@@ -122,7 +161,7 @@ static void attention(const DecoderPass& p, int64_t layer, const float* qkv, flo
     units += (p.runs[i].count * group + kQueries - 1) / kQueries * s.num_key_value_heads;
     keys += p.runs[i].count * (p.runs[i].position + p.runs[i].count / 2 + 1);
   }
-  const float scale = 1.0f / std::sqrt(float(dim));
+  const int64_t window = p.layers[layer].window;
   const int64_t work = keys * s.num_heads * dim / (units ? units : 1);  // of a unit
   parallel_for(units, 32 * 1024 / (work + 1) + 1, [&](int64_t begin, int64_t end) {
     float* own = scores + omp_get_thread_num() * kQueries * length;
@@ -138,11 +177,12 @@ static void attention(const DecoderPass& p, int64_t layer, const float* qkv, flo
         AttentionTile tile{dim, queries - first < kQueries ? queries - first : kQueries};
         tile.key_blocks = heads.keys + head * keys_size(s, run.capacity);
         tile.values = heads.values + head * values_size(s, run.capacity);
-        tile.scale = scale;
+        tile.scale = s.score_scale, tile.cap = s.score_cap;
         for (int64_t q = 0; q < tile.count; ++q) {
           const int64_t token = (first + q) / group, column = (head * group + (first + q) % group) * dim;
           tile.query[q] = qkv + (run.begin + token) * w.qkv + column;
           tile.keys[q] = run.position + token + 1;
+          tile.first[q] = window && tile.keys[q] > window ? tile.keys[q] - window : 0;
           tile.scores[q] = own + q * length;
           tile.output[q] = output + (run.begin + token) * w.q + column;
         }
@@ -181,22 +221,31 @@ static void pass_layer(const DecoderPass& p, int64_t index, float* x, float* nor
   const DecoderLayer& layer = p.layers[index];
   const int64_t rows = p.num_tokens, h = s.hidden;
   float* low = scores;  // not used at the same time
-  norm(s, rows, x, layer.input_norm, normed);
-  linear(p, normed, h, layer.qkv, layer.qkv_bias, false, wide, w.qkv);
-  low_rank(p, index, kQ, normed, h, low, wide, w.qkv, 0, w.q);
-  low_rank(p, index, kK, normed, h, low, wide, w.qkv, w.q, w.kv);
-  low_rank(p, index, kV, normed, h, low, wide, w.qkv, w.q + w.kv, w.kv);
+  if (layer.before_attention) norm(s, rows, x, layer.before_attention, normed);
+  const float* from = layer.before_attention ? normed : x;
+  linear(p, from, h, layer.qkv, layer.qkv_bias, false, wide, w.qkv);
+  low_rank(p, index, kQ, from, h, low, wide, w.qkv, 0, w.q);
+  low_rank(p, index, kK, from, h, low, wide, w.qkv, w.q, w.kv);
+  low_rank(p, index, kV, from, h, low, wide, w.qkv, w.q + w.kv, w.kv);
   remember(p, index, wide);
   attention(p, index, wide, scores, inner);
-  linear(p, inner, w.q, layer.o, nullptr, true, x, h);
-  low_rank(p, index, kO, inner, w.q, low, x, h, 0, h);
-  norm(s, rows, x, layer.attention_norm, normed);
-  linear(p, normed, h, layer.gate_up, nullptr, false, wide, w.gate_up);
-  low_rank(p, index, kGate, normed, h, low, wide, w.gate_up, 0, s.intermediate);
-  low_rank(p, index, kUp, normed, h, low, wide, w.gate_up, s.intermediate, s.intermediate);
+  // What is neither normed nor scaled is added to x by the product itself.
+  bool adds = !layer.after_attention && s.residual_scale == 1.0f;
+  float* to = adds ? x : normed;
+  linear(p, inner, w.q, layer.o, layer.o_bias, adds, to, h);
+  low_rank(p, index, kO, inner, w.q, low, to, h, 0, h);
+  if (!adds) add_residual(s, rows, normed, layer.after_attention, x);
+  if (layer.before_mlp) norm(s, rows, x, layer.before_mlp, normed);
+  from = layer.before_mlp ? normed : x;
+  linear(p, from, h, layer.gate_up, layer.gate_up_bias, false, wide, w.gate_up);
+  low_rank(p, index, kGate, from, h, low, wide, w.gate_up, 0, s.intermediate);
+  low_rank(p, index, kUp, from, h, low, wide, w.gate_up, s.intermediate, s.intermediate);
   gated(s, rows, wide, inner);
-  linear(p, inner, s.intermediate, layer.down, nullptr, true, x, h);
-  low_rank(p, index, kDown, inner, s.intermediate, low, x, h, 0, h);
+  adds = !layer.after_mlp && s.residual_scale == 1.0f;
+  to = adds ? x : normed;
+  linear(p, inner, s.intermediate, layer.down, layer.down_bias, adds, to, h);
+  low_rank(p, index, kDown, inner, s.intermediate, low, to, h, 0, h);
+  if (!adds) add_residual(s, rows, normed, layer.after_mlp, x);
 }
 
 struct Workspace {
@@ -229,9 +278,13 @@ void decoder_cpu(const DecoderPass& p) {
   for (int64_t i = 0; i < p.num_runs; ++i) {
     if (!p.runs[i].scored) continue;
     const int64_t last = p.runs[i].begin + p.runs[i].count - 1;
-    norm(s, 1, x + last * s.hidden, p.norm, normed + scored++ * s.hidden);
+    float* to = normed + scored++ * s.hidden;
+    norm(s, 1, x + last * s.hidden, p.norm, to);
+    if (s.logit_scale != 1.0f)
+      for_columns(s.hidden, [&](auto unit, int64_t c) { unit.store(to + c, unit.load(to + c) * s.logit_scale); });
   }
   panel_product({scored, s.hidden, s.vocabulary, normed, s.hidden, p.head, nullptr, false, p.scores, s.vocabulary});
+  if (s.logit_cap > 0) soft_cap(p.scores, scored * s.vocabulary, s.logit_cap);
 }
 
 #if defined(OARLOCK_ISA_PLAIN)

@@ -17,8 +17,10 @@ import pytest
 
 from helpers import logits_of
 from oarlock.errors import ModelError
+from oarlock.families.registry import FAMILIES as REGISTRY
 from oarlock.model_config.load import read_config
 from oarlock.models.build import ModelSource, build_model
+from support.tiny_configs import TINY_CONFIGS
 
 PEER = Path(__file__).with_name("config_fields_peer.py")
 IDS = np.concatenate([np.zeros([2, 1], np.int64), np.random.default_rng(3).integers(0, 96, (2, 11))], 1)  # 0: pads too
@@ -38,6 +40,10 @@ BASES: dict[str, dict[str, Any]] = {
     "bloom": _TOKENS | {"hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.1},
     "gptj": _TOKENS | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4, "initializer_range": 0.1},
 }  # fmt: skip
+for _name, _family in REGISTRY.items():
+    if _family.own_config:
+        _fields = {name: value for name, value in TINY_CONFIGS[_name].items() if name != "model_type"}
+        BASES[_name] = _fields | _TOKENS | {"pad_token_id": 3}
 _LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
 _ACTIVATIONS = ["gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_python", "relu", "silu", "quick_gelu", "relu2", "tanh"]
 # "field" or "family.field" -> other values.
@@ -58,6 +64,25 @@ VALUES: dict[str, list[Any]] = {
     "use_bidirectional_attention": [True], "word_embed_proj_dim": [16, 32], "do_layer_norm_before": [False],
     "_remove_final_layer_norm": [True], "enable_bias": [False], "layer_norm_elementwise_affine": [False],
     "apply_residual_connection_post_layernorm": [True],
+    "hidden_activation": _ACTIVATIONS, "query_pre_attn_scalar": [20], "attn_logit_softcapping": [None, 5.0],
+    "final_logit_softcapping": [None, 5.0], "original_max_position_embeddings": [8], "no_rope_layers": [[1, 1], [0, 1]],
+    "no_rope_layer_interval": [1, 3], "embedding_multiplier": [2.0], "attention_multiplier": [0.5],
+    "residual_multiplier": [0.3], "logits_scaling": [4.0], "num_local_experts": [6], "num_experts": [6],
+    "n_routed_experts": [8], "num_experts_per_tok": [1, 3], "output_router_logits": [True], "router_aux_loss_coef": [0.1],
+    "router_jitter_noise": [0.1], "decoder_sparse_step": [2], "moe_intermediate_size": [24],
+    "shared_expert_intermediate_size": [24], "norm_topk_prob": [True, False], "mlp_only_layers": [[], [1]],
+    "qkv_bias": [False], "n_shared_experts": [1], "routed_scaling_factor": [3.0], "kv_lora_rank": [8],
+    "q_lora_rank": [None, 8], "qk_rope_head_dim": [8], "qk_nope_head_dim": [4], "v_head_dim": [8], "n_group": [1, 4],
+    "topk_group": [2], "first_k_dense_replace": [0, 2], "rope_interleave": [False], "topk_method": ["greedy"],
+    "num_mtp_layers": [0],
+    "gemma3_text.rope_parameters": [
+        {"full_attention": {"rope_type": "default", "rope_theta": 5e5},
+         "sliding_attention": {"rope_type": "default", "rope_theta": 2e4}},
+        {"full_attention": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6},
+         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}},
+        {"full_attention": {"rope_type": "default", "rope_theta": 1e6},
+         "sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+    ],
     "rope_parameters": [
         {"rope_type": "default", "rope_theta": 5e5},
         {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
@@ -99,7 +124,7 @@ def result(tmp_path_factory, parity_python) -> dict[str, Any]:
     job = {"root": str(root), "ids": IDS.tolist(), "families": BASES, "values": values, "together": TOGETHER}
     (root / "job.json").write_text(json.dumps(job))
     done = subprocess.run(
-        [parity_python, str(PEER), str(root / "job.json")], capture_output=True, text=True, timeout=300, check=False
+        [parity_python, str(PEER), str(root / "job.json")], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((root / "result.json").read_text())
@@ -116,7 +141,16 @@ def remove_stamp(folder: Path) -> None:
     content = json.loads((folder / "config.json").read_text())
     for name in ("transformers_version", "dtype", "torch_dtype", "architectures"):
         content.pop(name, None)
-    if "rope_parameters" in content:  # with the field names before transformers 5
+    if "rope_parameters" in content and "full_attention" in content["rope_parameters"]:
+        rope = content.pop("rope_parameters")
+        content["rope_theta"], local = rope["full_attention"].pop("rope_theta"), rope["sliding_attention"]
+        content["rope_scaling"] = rope["full_attention"]
+        if local["rope_type"] == "default":
+            content["rope_local_base_freq"] = local["rope_theta"]
+        else:
+            content["rope_parameters"] = {"sliding_attention": local}
+            content["rope_scaling"] = None
+    elif "rope_parameters" in content:  # with the field names before transformers 5
         rope = dict(content.pop("rope_parameters") or {})
         content["rope_theta"] = rope.pop("rope_theta", 1e4)
         content["rope_scaling"] = rope if rope.get("rope_type") != "default" or len(rope) > 1 else None
@@ -143,6 +177,8 @@ def test_every_declared_field_is_honoured_or_refused_by_name(result, family):
             names = {case["field"], "rope_scaling"} if case["field"] == "rope_parameters" else {case["field"]}
             if "window" in case["field"] or case["field"] == "layer_types":
                 names.add("sliding_window")
+            if case["field"] == "rope_parameters" and "partial_rotary_factor" not in case["value"]:
+                wrong.append(f"{what}: refused, and our decoder computes all kinds of scaling: {ours}")
             if not any(name in ours for name in names):
                 wrong.append(f"{what}: refused without its name: {ours}")
         elif not np.abs(ours - theirs).max() <= 1e-4 * max(1.0, np.abs(theirs).max()):

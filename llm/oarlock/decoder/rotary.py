@@ -26,7 +26,7 @@ def rotate(query: Tensor, key: Tensor, rope: Rope, positions: Tensor | None, len
     Args:
         query, key: [batch, tokens, heads, head_dim], of the same tokens; their numbers of heads may differ.
         positions: int64 [batch, tokens]. None: 0, 1, ... in every row.
-        length: largest position + 1, or more. A static graph derives it from the positions.
+        length: largest position + 1, or more (of a row with padding). A static graph takes it from the positions.
 
     Returns:
         Both, in their shape and type.
@@ -36,9 +36,11 @@ def rotate(query: Tensor, key: Tensor, rope: Rope, positions: Tensor | None, len
         return tuple(paddle.concat([a, b[..., rope.dim :]], -1) for a, b in zip(inner, (query, key), strict=True))
     if rope.interleaved:
         inner = rotate(_deinterleave(query), _deinterleave(key), replace(rope, interleaved=False), positions, length)
-        return tuple(x.reshape([0, 0, 0, 2, -1]).transpose([0, 1, 2, 4, 3]).flatten(3) for x in inner)
+        return tuple(x.reshape([0, 0, 0, 2, x.shape[-1] // 2]).transpose([0, 1, 2, 4, 3]).flatten(3) for x in inner)
     if not paddle.in_dynamic_mode():
         return _rotate_in_graph(query, key, rope, positions)
+    if positions is not None and _is_long(rope, length):  # as is the row; padded or packed texts may not be
+        length = int(positions.max()) + 1
     cos, sin = _find_table(rope, length)
     if can_fuse(query, key):
         return fused_rotary(query, key, cos, sin, positions)
@@ -81,7 +83,7 @@ _tables: tuple[_Table, ...] = ()  # the last ones made
 def _find_table(rope: Rope, length: int) -> tuple[Tensor, Tensor]:
     """Return cos and sin of at least `length` positions. Tables double as texts grow."""
     global _tables
-    about = rope, paddle.get_device(), rope.kind in ("dynamic", "longrope") and length > original_length(rope)
+    about = rope, paddle.get_device(), _is_long(rope, length)
     changes = about[2] and rope.kind == "dynamic"  # with every length
     found = next((table for table in _tables if (table.rope, table.device, table.is_long) == about), None)
     if found is None or found.length < length or (changes and found.length != length):
@@ -94,6 +96,11 @@ def _find_table(rope: Rope, length: int) -> tuple[Tensor, Tensor]:
         found = _Table(*about, rows, cos, sin)
         _tables = (found, *others[: _MOST_TABLES - 1])
     return found.cos, found.sin
+
+
+def _is_long(rope: Rope, length: int) -> bool:
+    """Whether the frequencies are others than those of short texts."""
+    return rope.kind in ("dynamic", "longrope") and length > original_length(rope)
 
 
 def _compute_cos_and_sin(rope: Rope, positions: Tensor, inverse: Tensor, factor: float) -> tuple[Tensor, Tensor]:
@@ -134,4 +141,4 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _deinterleave(x: Tensor) -> Tensor:
     """[a0, b0, a1, b1, ...] -> [a0, a1, ..., b0, b1, ...] on the last axis."""
-    return x.reshape([0, 0, 0, -1, 2]).transpose([0, 1, 2, 4, 3]).flatten(3)
+    return x.reshape([0, 0, 0, x.shape[-1] // 2, 2]).transpose([0, 1, 2, 4, 3]).flatten(3)

@@ -26,7 +26,7 @@ SANDWICH_NORMS = Norms(
     after_mlp="post_feedforward_layernorm",
 )
 _SLIDING, _FULL = "sliding_attention", "full_attention"
-_GELU = {"gelu_python": "gelu"}  # transformers' words for one function
+_ACTIVATIONS = {"swish": "silu", "gelu_python": "gelu", "gelu_new": "gelu_pytorch_tanh"}  # two names of one function
 
 
 def read_head_dim(config: Any) -> int:
@@ -59,7 +59,10 @@ def read_attention(config: Any, rope: Rope | None, **changes: Any) -> Attention:
         dropout=float(getattr(config, "attention_dropout", 0.0) or 0.0),
         packed="groups" if getattr(config, "fuse_attention_qkv", False) else "",
     )
-    return replace(plain, **changes)
+    found = replace(plain, **changes)
+    if found.window is not None and found.window >= config.max_position_embeddings:
+        return replace(found, window=None)  # as Phi-4's, which limits no text
+    return found
 
 
 def read_latent_attention(config: Any, interleaved: bool) -> LatentAttention:
@@ -88,10 +91,10 @@ def read_mlp(config: Any, intermediate: int | None = None, **changes: Any) -> ML
         intermediate: its width, where that is not intermediate_size.
         changes: as in read_attention().
     """
-    activation = str(getattr(config, "hidden_act", None) or "silu")
+    activation = str(getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None) or "silu")
     plain = MLP(
         intermediate=intermediate or config.intermediate_size,
-        activation=_GELU.get(activation, activation),
+        activation=_ACTIVATIONS.get(activation, activation),
         bias=bool(getattr(config, "mlp_bias", False)),
     )
     if getattr(config, "fuse_attention_ffn", False):

@@ -117,7 +117,7 @@ class Family:
         head_size_multiple: what the size of a head has to be divisible by.
         never_tied: the output layer never shares the embedding's weights, whatever tie_word_embeddings says.
         padded_embedding: the embedding is given the row of the padding token.
-        layer_tables: what every layer precomputes for max_position_embeddings: rotary tables, or a causal mask.
+        layer_masks: every layer precomputes a causal mask for max_position_embeddings.
         sliding_window: which layers look back over `sliding_window` tokens only (PaddleNLP's fields for it).
         untied_heads: (output layer, embedding) in the names of either layout, where a folder may store both.
         tied_parameters: (output layer, embedding) by attribute path, where PaddleNLP does not tie them itself.
@@ -136,7 +136,6 @@ class Family:
         forward: what its forward needs besides ids.
         counts_padding: positions are columns of the batch, padding included.
         packing: None where packed examples would see each other.
-        replaceable_attention: attention and rotary embeddings are module-level functions, which oarlock.ops replaces.
         takes_position_ids: a static graph has position ids as an input; else the model derives them.
         graph_change: what has to change before Paddle can translate the model: a key of oarlock.export.static_graph.
         servers: that can run an export in Hugging Face's layout.
@@ -159,7 +158,7 @@ class Family:
     head_size_multiple: int = 1
     never_tied: bool = False
     padded_embedding: bool = False
-    layer_tables: Literal["", "rotary", "mask"] = ""
+    layer_masks: bool = False
     sliding_window: Literal["", "all_layers", "upper_layers"] = ""
     # weights
     untied_heads: tuple[tuple[str, str], ...] = ()
@@ -181,7 +180,6 @@ class Family:
     forward: Forward = ""
     counts_padding: bool = False
     packing: Packing | None = None
-    replaceable_attention: bool = False
     # export
     takes_position_ids: bool = True
     graph_change: Literal["", "bloom_mask", "opt_mask", "chatglm_rotary"] = ""

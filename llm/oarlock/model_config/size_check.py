@@ -78,19 +78,18 @@ def _check_decoder(config: Any, family: Family, sizes: ModelSizes, place: str) -
 
 
 def count_table_bytes(config: Any) -> int:
-    """Count the bytes of what PaddleNLP's model precomputes and keeps: tables of rotary embeddings, masks.
+    """Count the bytes of what a model computes for all its positions and keeps.
 
-    They are allocated before any weight, and their size depends on the positions alone.
+    Our decoder has one table of rotary embeddings for all layers, which only grows to the longest text where the fused
+    decoder does not serve it. Layers of PaddleNLP's GPT-J have masks, which are allocated before any weight.
     """
     sizes = ModelSizes.from_config(config)
     positions = int(getattr(config, "max_position_embeddings", None) or 0)
     family = FAMILIES.get(config.model_type)
-    tables = family.layer_tables if family is not None else ""
-    if tables == "rotary":  # a cosine and a sine for every position, in each layer
-        return 2 * sizes.num_layers * positions * sizes.head_size * _FLOAT
-    if tables == "mask":
-        return sizes.num_layers * positions**2 * _FLOAT
-    return 0
+    if family is not None and family.decoder is not None:
+        ropes = (block.attention.rope for block in family.decoder(config).blocks)
+        return 2 * positions * max((rope.dim for rope in ropes if rope is not None), default=0) * _FLOAT
+    return sizes.num_layers * positions**2 * _FLOAT if family is not None and family.layer_masks else 0
 
 
 def count_least_parameters(config: Any) -> int:

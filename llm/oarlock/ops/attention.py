@@ -134,39 +134,28 @@ def attend(
         return bias.expand([batch, *bias.shape[1:]])
 
     if can_fuse(query, key, value):
-        unsupported = _list_unsupported(
-            {
-                "a window": window is not None and mask.seen is None,
-                "soft caps": soft_cap is not None,
-                "sinks": sinks is not None,
-                "dropout": dropout > 0,
-                "values of another size than the keys": key.shape[3] != value.shape[3],
-            }
-        )
-        if not unsupported:
-            bias = None if mask.seen is None else mask.reuse(("bias", window), make_bias)
-            return fused_attention(query, key, value, mask.ends, bias, scale)
-        log_once(f"attention with {unsupported} uses Paddle's ops")
+        if dropout == 0:
+            if mask.seen is None:
+                return fused_attention(query, key, value, mask.ends, None, scale, window, soft_cap, sinks)
+            bias = mask.reuse(("bias", window), make_bias)
+            return fused_attention(query, key, value, None, bias, scale, None, soft_cap, sinks)
+        log_once("attention with dropout uses Paddle's ops")
     if is_dynamic and mask.flash and query.place.is_gpu_place():
-        others = {
+        limits = find_flash_limits(query, key, value) | {
             "a dense mask": mask.seen is not None, "soft caps": soft_cap is not None, "sinks": sinks is not None,
             "dropout": dropout > 0,
         }  # fmt: skip
-        unsupported = _list_unsupported(find_flash_limits(query, key, value) | others)
+        unsupported = ", ".join(name for name, is_so in limits.items() if is_so)
         if not unsupported:
             rows = mask.reuse(("rows", num_keys, window), lambda: make_row_indices(batch, num_keys, mask.ends, window))
             return flash_attention(query, key, value, rows, scale)
         log_once(f"attention with {unsupported} uses Paddle's ops in place of flash attention")
     if is_dynamic and mask.seen is None and num_queries == num_keys and query.place.is_cpu_place():
         blocks = mask.reuse(("blocks", num_keys, window), lambda: make_blocks(batch, num_keys, mask.ends, window))
-        if len(blocks) > batch:
+        if blocks:
             return attend_in_blocks(query, key, value, blocks, scale, soft_cap, sinks, dropout)
     dense = mask.reuse(("dense", num_queries, num_keys, window), make_dense)
     return reference_attention(query, key, value, dense, scale, soft_cap, sinks, dropout)
-
-
-def _list_unsupported(found: dict[str, bool]) -> str:
-    return ", ".join(name for name, is_so in found.items() if is_so)
 
 
 def _size(tensor: Tensor, axis: int) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -25,8 +26,17 @@ class DecoderSizes:
 
     Attributes:
         epsilon: of the norms.
-        embedding_scale: factor of the embeddings.
         activation: of the gate, one of ACTIVATIONS.
+        norms: which norms a layer has: before and after the attention, before and after the MLP.
+        qk_norm: RMSNorm of queries and keys, as in oarlock.families.architecture.Attention.
+        output_bias, mlp_bias: which projections have biases, besides those of queries, keys and values.
+        rotary_dim: rotated components of a head; 0 for head_dim.
+        interleaved: components 2i and 2i + 1 are rotated together.
+        embedding_scale, residual_scale, logit_scale: factors, as in the architecture.
+        score_scale: of the attention scores; None for 1 / sqrt(head_dim).
+        score_cap, logit_cap: soft caps; None for none.
+        windows: of each layer; 0 for none. Empty for none at all.
+        tables: of each layer, its pair of cos and sin; -1 for no positions. Empty for the first pair everywhere.
     """
 
     hidden: int
@@ -37,13 +47,37 @@ class DecoderSizes:
     head_dim: int
     vocabulary: int
     epsilon: float
-    embedding_scale: float = 1.0
     activation: str = "silu"
+    norms: tuple[bool, bool, bool, bool] = (True, False, True, False)
+    qk_norm: Literal["", "head", "all_heads"] = ""
+    output_bias: bool = False
+    mlp_bias: bool = False
+    rotary_dim: int = 0
+    interleaved: bool = False
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    score_scale: float | None = None
+    score_cap: float | None = None
+    logit_scale: float = 1.0
+    logit_cap: float | None = None
+    windows: tuple[int, ...] = ()
+    tables: tuple[int, ...] = ()
 
-    def counts(self) -> list[int]:
-        """Return the integers in the order of the operator."""
-        return [self.hidden, self.intermediate, self.num_layers, self.num_heads, self.num_key_value_heads,
-                self.head_dim, self.vocabulary]  # fmt: skip
+    def attributes(self) -> tuple[list[int], list[float], list[int], list[int]]:
+        """Return sizes, factors, windows and tables in the order of the operator."""
+        sizes = [
+            self.hidden, self.intermediate, self.num_layers, self.num_heads, self.num_key_value_heads, self.head_dim,
+            self.vocabulary, ACTIVATIONS.index(self.activation), sum(has << i for i, has in enumerate(self.norms)),
+            ("", "head", "all_heads").index(self.qk_norm), self.output_bias + 2 * self.mlp_bias,
+            self.rotary_dim or self.head_dim, int(self.interleaved),
+        ]  # fmt: skip
+        scale = self.score_scale if self.score_scale is not None else self.head_dim**-0.5
+        factors = [
+            self.epsilon, self.embedding_scale, self.residual_scale, scale, self.score_cap or 0.0, self.logit_scale,
+            self.logit_cap or 0.0,
+        ]  # fmt: skip
+        zeros = [0] * self.num_layers
+        return sizes, factors, list(self.windows) or zeros, list(self.tables) or zeros
 
     def cache_size(self, capacity: int) -> int:
         """Return the number of floats in the KV cache of a sequence."""
@@ -56,7 +90,8 @@ class DecoderWeights:
     """The packed weights of a model (see pack_layer() and pack_adapter()).
 
     Attributes:
-        shared: embedding [vocabulary, hidden], last norm [hidden], head in panels, cos and sin [positions, dim].
+        shared: embedding [vocabulary, hidden], last norm [hidden], head in panels, and pairs of cos and sin
+            [positions, rotary_dim].
         layers: one tensor per layer.
         adapters, plans: one tensor per adapter.
     """
@@ -83,8 +118,7 @@ def decoder_pass(
     """
     outputs = library.run(
         "oarlock_decoder", tokens, runs, list(weights.shared), list(weights.layers), list(weights.adapters),
-        list(weights.plans), list(caches), sizes.counts(), sizes.epsilon, sizes.embedding_scale,
-        ACTIVATIONS.index(sizes.activation),
+        list(weights.plans), list(caches), *sizes.attributes(),
     )  # fmt: skip
     return outputs[0]
 
@@ -98,15 +132,15 @@ def pack_panels(matrix: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(rows, count, PANEL).transpose(1, 0, 2))
 
 
-def pack_layer(norms: Sequence[np.ndarray], qkv_bias: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
+def pack_layer(vectors: Sequence[np.ndarray], matrices: Sequence[np.ndarray]) -> np.ndarray:
     """Pack the weights of a layer into one array.
 
     Args:
-        norms: scales before the attention and before the MLP, [hidden].
-        qkv_bias: zeros if there is none.
+        vectors: those that the sizes say it has, in this order: norms before and after the attention, before and after
+            the MLP; norms of queries and keys; biases of q | k | v (zeros if there are none), o, gate | up, down.
         matrices: q | k | v, o, gate | up, down; [in, out].
     """
-    return _concatenate([*norms, qkv_bias, *(pack_panels(matrix) for matrix in matrices)])
+    return _concatenate([*vectors, *(pack_panels(matrix) for matrix in matrices)])
 
 
 def pack_adapter(

@@ -71,6 +71,8 @@ def check_norms() -> None:
 def check_attention() -> None:
     """Compare attention with its reference, values and gradients, on two packed examples of grouped heads.
 
+    The second time is with a window, a soft cap and sinks.
+
     Raises:
         ImportError: if the operators are not built.
         EnvironmentProblem: if results differ.
@@ -81,17 +83,20 @@ def check_attention() -> None:
     )
     query.stop_gradient = key.stop_gradient = value.stop_gradient = False
     ends = paddle.concat([paddle.full([1, 40], 40, "int32"), paddle.full([1, 30], 70, "int32")], axis=1)
-    seen = dense_mask(70, 70, ends).unsqueeze(1)
-    fused, reference = (
-        [output, *paddle.grad([output], [query, key, value], [query.detach().cos()])]
-        for output in (
-            fused_attention(query, key, value, ends, scale=0.25),
-            reference_attention(query, key, value, seen, 0.25),
-        )
-    )
+    sinks = paddle.to_tensor([0.5, -1.0, 2.0, 0.0], stop_gradient=False)
     names = ("fused attention", *(f"gradient of {name} in the fused attention" for name in ("query", "key", "value")))
-    for name, found, expected in zip(names, fused, reference, strict=True):
-        require_equal(name, _largest_difference(found, expected), 1e-4, "train with --fused_ops false")
+    for window, soft_cap, sink in ((None, None, None), (17, 2.0, sinks)):
+        seen = dense_mask(70, 70, ends, window).unsqueeze(1)
+        inputs = [query, key, value, *([] if sink is None else [sink])]
+        fused, reference = (
+            [output, *paddle.grad([output], inputs, [query.detach().cos()])]
+            for output in (
+                fused_attention(query, key, value, ends, None, 0.25, window, soft_cap, sink),
+                reference_attention(query, key, value, seen, 0.25, soft_cap, sink),
+            )
+        )
+        for name, found, expected in zip((*names, "gradient of sinks"), fused, reference, strict=False):
+            require_equal(name, _largest_difference(found, expected), 1e-4, "train with --fused_ops false")
 
 
 @functools.cache

@@ -194,7 +194,7 @@ class ParallelPlan:
         named = [(axis, getattr(self, axis)) for axis in ("data", "sharding", "tensor", "pipeline")]
         degrees = " x ".join(f"{axis} {degree}{details.get(axis, '')}" for axis, degree in named if degree > 1)
         ranks = _count(self.world_size, "rank") + (f" = {degrees}" if degrees else "")
-        ranks += f"; experts over {self.expert} ranks" if self.expert > 1 else ""
+        ranks += f", experts over {self.expert}" if self.expert > 1 else ""
         steps = f"micro-batch {self.micro_batch_size} x {_count(self.micro_batches, 'micro-batch', 'es')}"
         return f"{ranks}; {steps}; global batch {self.global_batch:,}"
 

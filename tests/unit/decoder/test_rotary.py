@@ -191,6 +191,17 @@ def test_pairs_turn_like_complex_numbers(fused, rope, interleaved, head_dim):
                 np.testing.assert_allclose(after.numpy(), expected(before.numpy(), rope, places, length), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_the_longest_text_counts_and_not_the_row_it_is_packed_in(kind):
+    rope = Rope(1e4, 8, 16, kind, KINDS[kind])
+    query, key, _ = draw(rope, 30)
+    positions = paddle.to_tensor(np.tile(np.arange(10), (2, 3)))
+    packed = rotate(query, key, rope, positions, 30)[0]
+    for part in (slice(0, 10), slice(20, 30)):
+        alone = rotate(query[:, part], key[:, part], rope, None, 10)[0]
+        assert np.array_equal(packed[:, part].numpy(), alone.numpy())
+
+
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("head_dim", [8, 12])
 def test_gradients_turn_back(fused, interleaved, head_dim):

@@ -104,9 +104,9 @@ def test_every_field_passed_to_paddlenlp_is_type_checked():
         ({"intermediate_size": 2**24}, "an? intermediate size of 16,777,216, and no tensor"),
         (
             {"max_position_embeddings": 2**31 - 1},
-            r"max_position_embeddings\) take 274.9 GB, and the weights only about 0.2 MB",
+            r"max_position_embeddings\) take 137.4 GB, and the weights only about 0.2 MB",
         ),
-        ({"max_position_embeddings": 25_699_999}, r"max_position_embeddings\) take 3.3 GB"),
+        ({"max_position_embeddings": 25_699_999}, r"max_position_embeddings\) take 1.6 GB"),
         ({"intermediate_size": 65}, r"is \[64, 32\], the model expects \[65, 32\]"),
     ],
 )
@@ -150,7 +150,7 @@ def test_a_model_too_large_for_the_memory_is_refused_with_figures(folders, tmp_p
         build_model(source, training_bytes=8)
     monkeypatch.setattr(memory_check, "_SMALL_TABLES", 10**12)
     long = make_config(folders.content["llama"] | {"max_position_embeddings": 10**7}, "x")
-    with pytest.raises(ModelError, match=r"\(max_position_embeddings\) needs 1.3 GB of memory, and"):
+    with pytest.raises(ModelError, match=r"\(max_position_embeddings\) needs 640.0 MB of memory, and"):
         build_model(ModelSource(folders.root / "llama", long, from_weights=True))
     large = make_config(folders.content["llama"] | {"hidden_size": 2**18, "intermediate_size": 2**20}, "x")
     with pytest.raises(ModelError, match=r"a model of these sizes needs 8.2 TB of memory"):

@@ -32,6 +32,7 @@ from support.plans import FOUR_D, LLAMA, plan_of, planned
             "--pipeline_parallel_degree 4 --virtual_pp_degree 2 --gradient_accumulation_steps 8",
             "16 ranks = data 4 x pipeline 4 (2 chunks a stage)",
         ),
+        (8, "--expert_parallel_degree 4 --tensor_parallel_degree 2", "8 ranks = data 4 x tensor 2, experts over 4"),
     ],
 )
 def test_degrees_of_a_configuration(ranks, flags, expected):

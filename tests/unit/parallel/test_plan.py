@@ -7,10 +7,11 @@ import itertools
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from oarlock.parallel.plan import AXES, Coordinates, ParallelPlan, cut_layers
@@ -46,6 +47,19 @@ def test_groups_partition_the_ranks_and_differ_along_their_axis_only(plan, axis)
 def test_ranks_that_hold_one_copy_of_the_model_read_the_same_data(plan):
     readers = Counter(plan.dataset_rank(rank) for rank in range(plan.world_size))
     assert readers == dict.fromkeys(range(plan.replicas), plan.tensor * plan.pipeline)
+
+
+@given(plans, st.integers(1, 8))
+def test_experts_are_divided_among_consecutive_replicas_of_the_same_stage_and_tensor_rank(plan, expert):
+    assume(plan.replicas % expert == 0)
+    plan = replace(plan, expert=expert)
+    for groups, size in ((plan.expert_groups(), expert), (plan.expert_copies(), plan.replicas // expert)):
+        assert sorted(rank for group in groups for rank in group) == list(range(plan.world_size))
+        assert {len(group) for group in groups} == {size}
+        for group in groups:
+            assert len({plan.coordinates(rank)[1::2] for rank in group}) == 1  # pipeline and tensor
+    assert all([plan.expert_rank(rank) for rank in group] == list(range(expert)) for group in plan.expert_groups())
+    assert all(len({plan.expert_rank(rank) for rank in group}) == 1 for group in plan.expert_copies())
 
 
 @pytest.mark.parametrize(

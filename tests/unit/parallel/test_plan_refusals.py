@@ -61,6 +61,23 @@ def find_misfit(plan: ParallelPlan, seq_length: int = 2048, **sizes) -> str:
             "each micro-batch would gather the parameters of its stage twice, forward and backward; nearest: --sharding stage2",
         ),
         (
+            8,
+            "--expert_parallel_degree 3 --tensor_parallel_degree 2",
+            "--expert_parallel_degree 3 does not divide the 4 ranks that tensor 2 x pipeline 1 leave of 8; nearest: "
+            "2 or 4",
+        ),
+        (
+            4,
+            "--expert_parallel_degree 2 --sharding stage3",
+            "--sharding stage3 can't be combined with --expert_parallel_degree 2: an expert is on some of the sharding "
+            "ranks only; nearest: --sharding stage1",
+        ),
+        (
+            4,
+            "--expert_parallel_degree 2 --sharding stage1 --sharding_parallel_config enable_stage1_overlap",
+            "--expert_parallel_degree 2 can't be combined with enable_stage1_overlap. Drop one of the two",
+        ),
+        (
             4,
             "--sharding stage2 --sharding_degree 2 --bf16 --amp_master_grad",
             "--amp_master_grad with --sharding stage2 needs data 1, and these degrees make it 2; nearest: "
@@ -144,6 +161,17 @@ def test_sharding_with_data_and_tensor_parallel_is_accepted(degrees):
             plan_of(tensor=4),
             {"intermediate": 11006},
             "--tensor_parallel_degree 4 does not divide intermediate_size 11,006; nearest: 2",
+        ),
+        (plan_of(data=2, expert=2), {}, "--expert_parallel_degree 2: llama has no experts to divide; drop the flag"),
+        (
+            plan_of(data=4, expert=4),
+            {"experts": 6, "expert_intermediate": 1024},
+            "--expert_parallel_degree 4 does not divide the 6 experts of a layer; nearest: 2",
+        ),
+        (
+            plan_of(tensor=4),
+            {"experts": 8, "expert_intermediate": 1026},
+            "--tensor_parallel_degree 4 does not divide moe_intermediate_size 1,026; nearest: 2",
         ),
         (
             plan_of(tensor=2),

@@ -37,7 +37,6 @@ FAMILY = Family(
     kv_axes=BATCH_FIRST,
     free_head_dim=True,
     head_size_multiple=2,
-    layer_tables="rotary",
     untied_heads=LM_HEAD_AND_EMBED_TOKENS,
     hf_config=HFConfig(
         fields={
@@ -61,6 +60,5 @@ FAMILY = Family(
         gelu_is_approximate=True,
     ),
     packing=Packing(takes_ends=True),
-    replaceable_attention=True,
     servers=HF_SERVERS,
 )

@@ -31,7 +31,7 @@ def make_architecture(config: Any) -> Architecture:
         )
         for window in windows
     ]
-    mlp = read_mlp(config, activation=config.hidden_activation)
+    mlp = read_mlp(config)
     return read_architecture(
         config,
         make_blocks(attentions, mlp, norms=SANDWICH_NORMS),

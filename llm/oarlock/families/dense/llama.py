@@ -43,7 +43,6 @@ FAMILY = Family(
     kv_axes=BATCH_FIRST,
     free_head_dim=True,
     head_size_multiple=2,
-    layer_tables="rotary",
     untied_heads=LM_HEAD_AND_EMBED_TOKENS,
     builtin_configs=True,
     hf_config=HFConfig(
@@ -69,7 +68,6 @@ FAMILY = Family(
         scaled_rotary=SCALED_ROTARY | {"ntk"},
     ),
     packing=Packing(takes_ends=True),
-    replaceable_attention=True,
     servers=HF_SERVERS | {"fastdeploy"},
     server_notes={
         "fastdeploy": "FastDeploy has no Llama of its own and runs it through PaddleFormers, more slowly",

@@ -29,7 +29,6 @@ FAMILY = Family(
     kv_axes=BATCH_FIRST,
     free_head_dim=True,
     head_size_multiple=2,
-    layer_tables="rotary",
     sliding_window="all_layers",
     hf_config=HFConfig(
         fields={

@@ -44,7 +44,6 @@ FAMILY = Family(
     kv_axes=BATCH_FIRST,
     free_head_dim=True,
     head_size_multiple=2,
-    layer_tables="rotary",
     sliding_window="upper_layers",
     untied_heads=LM_HEAD_AND_EMBED_TOKENS,
     builtin_configs=True,
@@ -69,6 +68,5 @@ FAMILY = Family(
     ),
     hf_resplits_text=True,
     packing=Packing(takes_ends=True),
-    replaceable_attention=True,
     servers=HF_SERVERS | {"fastdeploy"},
 )

@@ -56,7 +56,7 @@ FAMILY = make_decoder_family(
             "moe_intermediate_size": 1407,
             "n_shared_experts": 2,
             "n_routed_experts": 64,
-            "num_experts_per_tok": None,
+            "num_experts_per_tok": 6,  # of the published models; transformers has no default
             "n_group": None,
             "topk_group": None,
             "first_k_dense_replace": 0,

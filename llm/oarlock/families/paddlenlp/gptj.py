@@ -15,7 +15,7 @@ FAMILY = Family(
         "distance in every row of a batch",
     },
     gated_mlp=False,
-    layer_tables="mask",
+    layer_masks=True,
     hf_config=HFConfig(
         fields={
             "vocab_size": 50400,

@@ -69,21 +69,25 @@ def make_row_indices(batch: int, num_keys: int, ends: Tensor | None, window: int
 
 
 def make_blocks(batch: int, num_keys: int, ends: Tensor | None, window: int | None) -> list[Block]:
-    """Split rows with as many queries as keys into blocks, whose scores need less memory than those of a full row."""
+    """Split rows with as many queries as keys into blocks, whose scores need less memory than those of full rows.
+
+    Returns:
+        The blocks of all rows in order, or none if that would be one for each row.
+    """
     places = None if ends is None else ends.numpy()
+    step = num_keys if window is None else max(window, _BLOCK)
+    ranges = [
+        (row, first, start, min(start + step, last))
+        for row in range(batch)
+        for first, last in ([(0, num_keys)] if places is None else split_row(places[row]))
+        for start in range(first, last, step)
+    ]
     blocks = []
-    for row in range(batch):
-        pieces = [(0, num_keys)] if places is None else split_row(places[row])
-        for first, last in pieces:
-            step = last - first if window is None else max(window, _BLOCK)
-            for start in range(first, last, step):
-                stop = min(start + step, last)
-                first_key = first if window is None else max(first, start - window + 1)
-                of_keys = (
-                    None if places is None else paddle.to_tensor(places[row : row + 1, first_key:stop] - first_key)
-                )
-                seen = dense_mask(stop - start, stop - first_key, of_keys, window).unsqueeze(1)
-                blocks.append(Block(row, first_key, start, stop, seen))
+    for row, first, start, stop in ranges if len(ranges) > batch else ():
+        first_key = first if window is None else max(first, start - window + 1)
+        of_keys = None if places is None else paddle.to_tensor(places[row : row + 1, first_key:stop] - first_key)
+        seen = dense_mask(stop - start, stop - first_key, of_keys, window).unsqueeze(1)
+        blocks.append(Block(row, first_key, start, stop, seen))
     return blocks
 
 

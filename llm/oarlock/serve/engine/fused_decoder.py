@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from oarlock.decoder.block import DecoderLayer
 from oarlock.decoder.norm import RMSNorm
 from oarlock.decoder.rotary import rotary_tables
 from oarlock.errors import EnvironmentProblem
-from oarlock.families.architecture import MLP, PRE_NORMS, Architecture, Attention
+from oarlock.families.architecture import MLP, Architecture, Attention, DecoderBlock, MoE, Rope
 from oarlock.ops import library
 from oarlock.ops.decoder import (
     ACTIVATIONS,
@@ -32,42 +32,55 @@ from oarlock.serve.engine.step_tensor import StepTensor
 _ACTIVATIONS = {"swish": "silu", "gelu_new": "gelu_pytorch_tanh"}  # other words for the same
 
 
-def explain_not_fused(model: Any) -> str:
-    """Why this decoder can't serve a model; "" if it can."""
+def explain_not_fused(model: Any, adapters: Collection[str] = ()) -> str:
+    """Why this decoder can't serve a model; "" if it can.
+
+    Args:
+        adapters: names of the layers that adapters change.
+    """
     device, architecture = paddle.device.get_device(), getattr(model, "architecture", None)
     if device != "cpu":
         return f"the device is {device}"
     if architecture is None:
         return f"it does not support {model.config.model_type}"
+    other = sorted({name.rpartition(".")[2] for name in adapters} - set(TARGETS))
+    if other:
+        return f"an adapter changes {other[0]}"
     return _explain_blocks(architecture) or library.why_missing()
 
 
 def _explain_blocks(model: Architecture) -> str:
-    block = model.blocks[0]
-    attention, mlp = block.attention, block.mlp
-    if not isinstance(attention, Attention):
-        return "its attention is latent"
-    if not isinstance(mlp, MLP):
+    first = model.blocks[0]
+    if any(isinstance(block.mlp, MoE) for block in model.blocks):
         return "it is a mixture of experts"
-    rope, window = attention.rope, attention.window
-    scales = block.residual_scale, model.logit_scale, attention.scale * attention.head_dim**0.5
+    if not isinstance(first.attention, Attention) or not isinstance(first.mlp, MLP):
+        return "its attention is latent"
+    ropes = _list_ropes(model)
     reasons = {
-        f"the model's activation is {mlp.activation}": _find_activation(mlp) not in ACTIVATIONS,
-        "not all layers have rotary positions": rope is None,
-        "its layers differ": any(other != block for other in model.blocks),
-        "its rotary positions depend on the length": rope is not None and rope.kind in ("dynamic", "longrope"),
-        "only a part of each head is rotated": rope is not None and rope.dim != attention.head_dim,
-        "its rotary positions are interleaved": rope is not None and rope.interleaved,
-        "its layers are merged": attention.packed or mlp.packed,
-        "queries and keys are normed": attention.qk_norm,
-        f"it looks back over {window} tokens only": window is not None and window < model.max_positions,
-        "scores or logits are capped": attention.soft_cap is not None or model.logit_soft_cap is not None,
-        "its heads have attention sinks": attention.sinks,
-        "its norms are not those before attention and MLP": block.norms != PRE_NORMS,
-        "its output projection or MLP has biases": attention.output_bias or mlp.bias,
-        "scores, residuals or logits are scaled": any(abs(scale - 1) > 1e-6 for scale in scales),
+        f"the model's activation is {first.mlp.activation}": _find_activation(first.mlp) not in ACTIVATIONS,
+        "no layer has rotary positions": not ropes,
+        "its layers differ": any(_ignore_places(block) != _ignore_places(first) for block in model.blocks),
+        "its rotary positions depend on the length": any(rope.kind in ("dynamic", "longrope") for rope in ropes),
+        "its rotary embeddings differ in size or order": len({(rope.dim, rope.interleaved) for rope in ropes}) > 1,
+        "its heads have attention sinks": first.attention.sinks,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _list_ropes(model: Architecture) -> list[Rope]:
+    """The rotary embeddings of a model's layers, each once."""
+    found: list[Rope] = []
+    for block in model.blocks:
+        rope = block.attention.rope
+        if rope is not None and rope not in found:
+            found.append(rope)
+    return found
+
+
+def _ignore_places(block: DecoderBlock) -> DecoderBlock:
+    """The block without what may differ from layer to layer."""
+    assert isinstance(block.attention, Attention)
+    return replace(block, attention=replace(block.attention, rope=None, window=None))
 
 
 def _find_activation(mlp: MLP) -> str:
@@ -120,8 +133,10 @@ class FusedDecoder:
         """Pack the model's weights; load_fused_decoder() also tests the result."""
         architecture: Architecture = model.architecture
         block = architecture.blocks[0]
-        attention, mlp = block.attention, block.mlp
-        assert isinstance(attention, Attention) and isinstance(mlp, MLP) and attention.rope  # see explain_not_fused()
+        attention, mlp, norms = block.attention, block.mlp, block.norms
+        assert isinstance(attention, Attention) and isinstance(mlp, MLP)  # see explain_not_fused()
+        ropes = _list_ropes(architecture)
+        places = [one.attention for one in architecture.blocks if isinstance(one.attention, Attention)]
         self._sizes = DecoderSizes(
             hidden=architecture.hidden,
             intermediate=mlp.intermediate,
@@ -131,8 +146,26 @@ class FusedDecoder:
             head_dim=attention.head_dim,
             vocabulary=architecture.vocab,
             epsilon=architecture.norm_epsilon,
-            embedding_scale=architecture.embedding_scale,
             activation=_find_activation(mlp),
+            norms=(
+                bool(norms.before_attention),
+                bool(norms.after_attention),
+                bool(norms.before_mlp),
+                bool(norms.after_mlp),
+            ),
+            qk_norm=attention.qk_norm,
+            output_bias=attention.output_bias,
+            mlp_bias=mlp.bias,
+            rotary_dim=ropes[0].dim,
+            interleaved=ropes[0].interleaved,
+            embedding_scale=architecture.embedding_scale,
+            residual_scale=block.residual_scale,
+            score_scale=attention.scale,
+            score_cap=attention.soft_cap,
+            logit_scale=architecture.logit_scale,
+            logit_cap=architecture.logit_soft_cap,
+            windows=tuple(one.window or 0 for one in places),
+            tables=tuple(ropes.index(one.rope) if one.rope is not None else -1 for one in places),
         )
         self.vocabulary = self._sizes.vocabulary
         self._names = {name: i for i, name in enumerate(adapters)}
@@ -141,7 +174,7 @@ class FusedDecoder:
             base.embed_tokens.weight.reshape([-1]).clone(),
             paddle.to_tensor(_read_norm(base.norm)),
             paddle.to_tensor(pack_panels(head.T if model.lm_head.transposed else head).ravel()),
-            *(table.reshape([-1]).clone() for table in rotary_tables(attention.rope, positions)),
+            *(table.reshape([-1]).clone() for rope in ropes for table in rotary_tables(rope, positions)),
         ]
         packed = [self._pack_adapter(name, weights, architecture.prefix) for name, weights in adapters.items()]
         if not packed:  # the operator wants one
@@ -207,20 +240,42 @@ def _read_norm(norm: RMSNorm) -> np.ndarray:
 
 def _pack_layer(layer: DecoderLayer) -> paddle.Tensor:
     """The layer's weights as the operator reads them. The layer's own memory is freed."""
-    attention, block = layer.self_attn, layer.spec
-    qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
-    gate, up, down = (linear.weight.numpy() for linear in getattr(layer, block.mlp_name).sublayers())
-    biases = [part.bias.numpy() if part.bias is not None else np.zeros(part.weight.shape[1]) for part in qkv]
-    packed = pack_layer(
-        [_read_norm(getattr(layer, name)) for name in (block.norms.before_attention, block.norms.before_mlp)],
-        np.concatenate(biases),
-        [
-            np.concatenate([part.weight.numpy() for part in qkv], axis=1),
-            attention.o_proj.weight.numpy(),
-            np.concatenate([gate, up], axis=1),
-            down,
-        ],
-    )
+    spec, own = layer.spec, layer.self_attn
+    attention, mlp, norms = spec.attention, spec.mlp, spec.norms
+    assert isinstance(attention, Attention) and isinstance(mlp, MLP)
+    places = (norms.before_attention, norms.after_attention, norms.before_mlp, norms.after_mlp)
+    vectors = [_read_norm(getattr(layer, name)) for name in places if name]
+    if attention.qk_norm:
+        vectors += [_read_norm(own.q_norm), _read_norm(own.k_norm)]
+    *inner, down = getattr(layer, spec.mlp_name).sublayers()
+    if attention.packed:
+        qkv, qkv_bias = _join([own.qkv_proj])
+        if attention.packed == "groups":
+            qkv, qkv_bias = _order_groups(qkv, attention), _order_groups(qkv_bias, attention)
+    else:
+        qkv, qkv_bias = _join([own.q_proj, own.k_proj, own.v_proj])
+    gate_up, gate_up_bias = _join(inner)
+    vectors.append(qkv_bias)
+    if attention.output_bias:
+        vectors.append(own.o_proj.bias.numpy())
+    if mlp.bias:
+        vectors += [gate_up_bias, down.bias.numpy()]
+    packed = pack_layer(vectors, [qkv, own.o_proj.weight.numpy(), gate_up, down.weight.numpy()])
     for parameter in layer.parameters():
         parameter._clear_data()
     return paddle.to_tensor(packed)
+
+
+def _join(linears: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The weights and biases (zeros where there are none) of linear layers of one input, side by side."""
+    weights = [one.weight.numpy() for one in linears]
+    biases = [np.zeros(one.weight.shape[1], np.float32) if one.bias is None else one.bias.numpy() for one in linears]
+    return np.concatenate(weights, axis=1), np.concatenate(biases)
+
+
+def _order_groups(packed: np.ndarray, attention: Attention) -> np.ndarray:
+    """[its q | k | v] per head of keys -> [q | k | v], on the last axis."""
+    shape, size = packed.shape[:-1], attention.head_dim
+    groups = packed.reshape(*shape, attention.kv_heads, -1)
+    parts = np.split(groups, [groups.shape[-1] - 2 * size, groups.shape[-1] - size], axis=-1)
+    return np.concatenate([part.reshape(*shape, -1) for part in parts], axis=-1)

@@ -166,7 +166,7 @@ def open_served_model(
         dtype = "float32"
     built = build_model(ModelSource(folder, config, from_weights=True), dtype=dtype)
     built.eval()
-    if reason := explain_not_fused(built):
+    if reason := explain_not_fused(built, {layer for adapter in weights.values() for layer in adapter}):
         log_once(f"answers go through the model's own forward, not the fused decoder: {reason}")
         decoder: Decoder = GenericDecoder(built, weights)
     else:
