@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import paddle
-import paddlenlp.transformers
 import pytest
 
 from helpers import make_flags, read_rows
@@ -20,9 +19,13 @@ from oarlock.data.examples.labels import IGNORE_INDEX, Example
 from oarlock.data.examples.packing import PackedDataset
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.errors import ConfigError
+from oarlock.families.registry import FAMILIES
+from oarlock.model_config.load import find_config_class, find_model_class
 from oarlock.models import packing
 from oarlock.models.packing import ENDS
+from oarlock.ops import install, library
 from oarlock.ops.attention_backends import masks
+from oarlock.ops.patch import can_fuse
 from oarlock.train.finetune import finetune
 from oarlock.train.step.loss import TokenCrossEntropy, count_trained_tokens
 
@@ -32,14 +35,15 @@ SIZES = {
     "use_fast_layer_norm": False, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0,
 }  # fmt: skip
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("Llama", {"num_key_value_heads": 4}),
-    "llama-grouped": ("Llama", {"num_key_value_heads": 2}),
-    "llama-dynamic-ntk": ("Llama", {"rope_scaling_type": "dynamic_ntk", "rope_scaling_factor": 2.0}),
-    "qwen2": ("Qwen2", {"num_key_value_heads": 2}),
-    "mistral": ("Mistral", {"num_key_value_heads": 2}),
-    "gemma": ("Gemma", {"num_key_value_heads": 1, "head_dim": 8}),
+    "llama": ("llama", {"num_key_value_heads": 4}),
+    "llama-grouped": ("llama", {"num_key_value_heads": 2}),
+    "llama-dynamic-ntk": ("llama", {"rope_scaling_type": "dynamic_ntk", "rope_scaling_factor": 2.0}),
+    "qwen2": ("qwen2", {"num_key_value_heads": 2}),
+    "mistral": ("mistral", {"num_key_value_heads": 2, "sliding_window": 6}),
+    "gemma": ("gemma", {"num_key_value_heads": 1, "head_dim": 8}),
+    "gemma2": ("gemma2", {"num_key_value_heads": 1, "head_dim": 8, "sliding_window": 5}),
     "chatglm_v2": (
-        "ChatGLMv2",
+        "chatglm_v2",
         {
             "padded_vocab_size": 96,
             "ffn_hidden_size": 64,
@@ -49,6 +53,18 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+
+
+def make_model(kind: str, **changes: Any) -> Any:
+    family, of_kind = MODELS[kind]
+    paddle.seed(11)
+    architecture = FAMILIES[family].architecture
+    config = find_config_class(family)(**(SIZES | of_kind | changes), architectures=[architecture])
+    found = find_model_class(config)(config)
+    for parameter in found.parameters():  # some classes leave a random model near zero
+        if len(parameter.shape) == 2:
+            parameter.set_value(paddle.randn(parameter.shape) * 0.2)
+    return found
 
 
 def make_examples(count: int = 12) -> list[Example]:
@@ -67,22 +83,20 @@ EXAMPLES = make_examples()
 PACKED = PackedDataset(ExampleDataset(EXAMPLES), 30, seed=1)
 
 
-@pytest.fixture(scope="module", params=[*MODELS, "llama-grouped in blocks", "qwen2 in blocks"])
+@pytest.fixture(scope="module", params=[*((kind, False) for kind in MODELS), ("llama-grouped", True), ("qwen2", True)])
 def model(request) -> Any:
-    """A model with attention in blocks of at most BLOCK tokens; no example is longer."""
-    kind, _, blocks = request.param.partition(" ")
-    name, changes = MODELS[kind]
-    paddle.seed(11)
-    config = getattr(paddlenlp.transformers, f"{name}Config")(**(SIZES | changes))
-    found = getattr(paddlenlp.transformers, f"{name}ForCausalLM")(config)
-    for parameter in found.parameters():  # some classes leave a random model near zero
-        if len(parameter.shape) == 2:
-            parameter.set_value(paddle.randn(parameter.shape) * 0.2)
+    """A model whose attention runs in blocks of at most BLOCK tokens (no example is longer), or in the fused operator.
+
+    (PaddleNLP's gets a mask.)
+    """
+    kind, fused = request.param
+    if fused and library.why_missing():
+        pytest.skip(library.why_missing())
+    install.use(fused)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(masks, "_BLOCK", BLOCK)
-        if blocks:
-            packing.attend_in_blocks(found)
-        yield found
+        yield make_model(kind)
+    install.use(False)
 
 
 def run(model: Any, arrays: Arrays) -> tuple[np.ndarray, float, dict[str, np.ndarray]]:
@@ -151,7 +165,7 @@ def test_the_comparison_detects_leaks_between_examples(model):
         {ENDS: np.full_like(arrays[ENDS], 32)},
         {"position_ids": arrays["position_ids"] // 2},  # (a shift changes nothing under rotary positions)
     ]
-    if not getattr(model, "attends_in_blocks", False):  # blocks are cut where the ends change
+    if can_fuse(*model.parameters()[:1]) or not hasattr(model, "architecture"):  # blocks are cut where the ends change
         mistakes.append({ENDS: one_late})
     for wrong in mistakes:
         assert difference(cut_out(run(model, arrays | wrong)[0]), expected) > 1e-2

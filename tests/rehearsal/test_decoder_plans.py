@@ -29,8 +29,6 @@ WIDE = {"tensor-pipeline-stage2": plan(8, 2, micro=1, sharding="stage2", **{TP: 
 FEW = ("sequence-recompute", "tensor-pipeline", "stage3")
 # What each has that others have not.
 CHOSEN = {
-    "llama": [*PLANS, *WIDE],
-    "gemma": [*PLANS],
     "qwen3": [*PLANS],  # norms of queries and keys by head
     "gemma2": [*PLANS, *WIDE],  # norms around both parts, soft caps, windows, tied
     "phi3": [*FEW, "tensor"],  # packed projections, which tensor parallelism cuts inside

@@ -37,6 +37,16 @@ QWEN2_WORDS = (
 )
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 SHORT = {"max_position_embeddings": 8}  # the texts are longer
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 8,
+    "beta_fast": 4.0,
+    "mscale": 0.7,
+    "mscale_all_dim": 1.1,
+}
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 2.0, 3.0, 4.0],
+            "original_max_position_embeddings": 8}  # fmt: skip
 
 # Our models: name -> family and changed fields.
 OURS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -49,6 +59,7 @@ OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama 3": ("llama", {"rope_scaling": {"rope_type": "llama3", **LLAMA3}}),
     "qwen2": ("qwen2", {}),
     "qwen2 fused tied": ("qwen2", {"fuse_attention_qkv": True, "fuse_attention_ffn": True, "tie_word_embeddings": True}),
+    "qwen2 yarn": ("qwen2", {"rope_scaling": YARN}),
     "mistral": ("mistral", {"sliding_window": 64}),  # the texts are shorter
     "gemma": ("gemma", {}),
     "gemma untied": ("gemma", {"tie_word_embeddings": False, "hidden_act": "gelu_pytorch_tanh"}),
@@ -83,7 +94,7 @@ THEIRS: dict[str, dict[str, Any]] = {
     },
     "llama 3": {"make": {"model_type": "llama", **_SIZES, "rope_parameters": {"rope_theta": 5e5, "rope_type": "llama3", **LLAMA3}}},
     "qwen2": {"make": {"model_type": "qwen2", **_SIZES, "tie_word_embeddings": True, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}},
-    "mistral": {"make": {"model_type": "mistral", **_SIZES, "sliding_window": None}},
+    "mistral longrope": {"make": {"model_type": "mistral", **_SIZES, "sliding_window": None, "rope_parameters": {"rope_theta": 1e4, **LONGROPE}}},
     "gemma": {"make": {"model_type": "gemma", **_SIZES, "head_dim": 16}},
     "opt": {"make": {"model_type": "opt", **_OPT}},
     "opt untied": {"make": {"model_type": "opt", **_OPT, "tie_word_embeddings": False}},

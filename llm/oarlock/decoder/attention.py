@@ -83,11 +83,11 @@ class SelfAttention(nn.Layer):
 
         Under sequence parallelism [batch x tokens / ranks, hidden].
         """
-        query, key, value = self.project(x)
+        query, key, value = self.project_heads(x)
         attended, present = self.attend(query, key, value, given, past)
         return project(attended, self.o_proj)[0], present
 
-    def project(self, x: Tensor) -> list[Tensor]:
+    def project_heads(self, x: Tensor) -> list[Tensor]:
         """Queries, keys and values, [batch, tokens, heads x size of a head] each."""
         if not self.spec.packed:
             return project(x, self.q_proj, self.k_proj, self.v_proj)

@@ -36,7 +36,7 @@ def rotate(query: Tensor, key: Tensor, rope: Rope, positions: Tensor | None, len
         return tuple(paddle.concat([a, b[..., rope.dim :]], -1) for a, b in zip(inner, (query, key), strict=True))
     if rope.interleaved:
         inner = rotate(_deinterleave(query), _deinterleave(key), replace(rope, interleaved=False), positions, length)
-        return tuple(x.reshape([0, 0, 0, 2, -1]).transpose([0, 1, 2, 4, 3]).flatten(3) for x in inner)
+        return tuple(x.reshape([0, 0, 0, 2, x.shape[-1] // 2]).transpose([0, 1, 2, 4, 3]).flatten(3) for x in inner)
     if not paddle.in_dynamic_mode():
         return _rotate_in_graph(query, key, rope, positions)
     if positions is not None and _is_long(rope, length):  # as is the row; padded or packed texts may not be
@@ -141,4 +141,4 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _deinterleave(x: Tensor) -> Tensor:
     """[a0, b0, a1, b1, ...] -> [a0, a1, ..., b0, b1, ...] on the last axis."""
-    return x.reshape([0, 0, 0, -1, 2]).transpose([0, 1, 2, 4, 3]).flatten(3)
+    return x.reshape([0, 0, 0, x.shape[-1] // 2, 2]).transpose([0, 1, 2, 4, 3]).flatten(3)

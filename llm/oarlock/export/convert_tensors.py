@@ -92,7 +92,7 @@ def split_fused_parameter(name: str, shape: tuple[int, ...], config: PretrainedC
         for i, own in enumerate(("gate_proj", "up_proj")):
             half = slice(i * width // 2, (i + 1) * width // 2)
             yield UnfusedParameter(f"{path}.{own}.{kind}", (*shape[:-1], width // 2), name, itemgetter((..., half)))
-    elif last == "qkv_proj":  # per head of keys and values: [its queries, key, value]
+    elif last == "qkv_proj" and config.fuse_attention_qkv:  # per head of keys and values: [its queries, key, value]
         groups = config.num_key_value_heads
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         queries = config.num_attention_heads // groups * head

@@ -15,7 +15,7 @@ from oarlock.errors import EnvironmentProblem
 from oarlock.formats.json_file import read_json
 
 LIBRARY = Path(__file__).with_name("oarlock_ops.so")
-INTERFACE = 7  # of custom_ops/build.py
+INTERFACE = 8  # of custom_ops/build.py
 _HOW = "`bash scripts/setup.sh` or `python custom_ops/build.py` builds them, with g++ (and nvcc for GPUs)"
 
 

@@ -64,14 +64,18 @@ def fused_lora_mlp(x: Tensor, layers: LoraTriple) -> Tensor:
 
 def project(x: Tensor, *layers: Any) -> list[Tensor]:
     """Compute linear layers of one input: [layer(x) for layer in layers], with the fused operators where they fit."""
-    if not all(_adds_lora(layer, x) for layer in layers):
-        return [layer(x) for layer in layers]
-    if len(layers) == 3 and paddle.is_grad_enabled():  # their products accumulate the gradient of x
+    fused = [_adds_lora(layer, x) for layer in layers]
+    if all(fused) and len(layers) == 3 and paddle.is_grad_enabled():  # their products accumulate the gradient of x
         found = list(fused_lora_projections(x, _triple(layers)))
     else:
-        found = [fused_lora_linear(x, one.weight, one.lora_A, one.lora_B, one.scaling) for one in layers]
-    biases = [layer.bias for layer in layers]
-    return [out if bias is None else out + bias for out, bias in zip(found, biases, strict=True)]
+        found = [
+            fused_lora_linear(x, one.weight, one.lora_A, one.lora_B, one.scaling) if fits else one(x)
+            for one, fits in zip(layers, fused, strict=True)
+        ]
+    return [
+        out + layer.bias if fits and layer.bias is not None else out
+        for out, layer, fits in zip(found, layers, fused, strict=True)
+    ]
 
 
 def try_lora_mlp(x: Tensor, gate: Any, up: Any, down: Any) -> Tensor | None:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import numpy as np
 import paddle
 import pytest
+from paddle.nn.functional import silu
 from paddlenlp.peft.lora.lora_layers import LoRALinear
-from paddlenlp.transformers.llama import modeling as llama
+from paddlenlp.transformers import LlamaConfig
 
+from oarlock.decoder.attention import Pass
+from oarlock.decoder.block import DecoderLayer
+from oarlock.families.registry import FAMILIES
 from oarlock.ops import decoder_layer, install, library, lora_linear, rms_norm
+from oarlock.ops.attention import make_mask
 from op_checks import check_same, draw_normal
 
 pytestmark = [
@@ -37,7 +42,7 @@ def check_layer(rows):
     def end(attended, kept, output, scale, gate, up, down):
         total = kept + attended @ output
         normed = rms_norm.reference_rms_norm(total, scale, 1e-6)
-        return total + llama.swiglu(normed @ gate, normed @ up) @ down
+        return total + (silu(normed @ gate) * (normed @ up)) @ down
 
     attended, kept = draw_normal(*rows, 24), draw_normal(*rows, 33, seed=1)
     weights = [draw_normal(24, 33), scale, draw_normal(33, 67), draw_normal(33, 67, seed=1), draw_normal(67, 33)]
@@ -78,7 +83,7 @@ def check_lora(rows):
 
     def mlp(x, *ab):
         gate, up = ((x @ weights[i] + (x @ ab[i] @ ab[3 + i]) * scalings[i]) for i in (0, 1))
-        inner = llama.swiglu(gate, up)
+        inner = silu(gate) * up
         return inner @ weights[2] + (inner @ ab[2] @ ab[5]) * scalings[2]
 
     check_same(
@@ -114,14 +119,14 @@ def operators(monkeypatch):
 
 def layer_and_its_use(operators):
     """A layer of a small Llama, and a function that runs it and returns the operators it called."""
-    layer = llama.LlamaDecoderLayer(
-        llama.LlamaConfig(hidden_size=32, num_attention_heads=4, intermediate_size=48, use_flash_attention=False)
-    )
-    x, ends = draw_normal(2, 5, 32), paddle.full([2, 5], 5, "int32")
+    config = LlamaConfig(hidden_size=32, num_attention_heads=4, intermediate_size=48)
+    model = FAMILIES["llama"].decoder(config)
+    layer = DecoderLayer(model.blocks[0], model, config)
+    x, given = draw_normal(2, 5, 32), Pass(None, make_mask(), 5, 5)
 
     def used():
         operators.clear()
-        layer(x, attention_mask=ends)
+        layer(x, given)
         return [name for name in operators if name not in ("fused_rotary", "oarlock_attention", "fused_swiglu")]
 
     return layer, used

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import paddle
 
+from oarlock.decoder.block import DecoderLayer
+from oarlock.decoder.norm import RMSNorm
 from oarlock.decoder.rotary import rotary_tables
 from oarlock.errors import EnvironmentProblem
-from oarlock.families.architecture import MLP, PRE_NORMS, Architecture, Attention, LatentAttention, MoE
+from oarlock.families.architecture import MLP, Architecture, Attention, DecoderBlock, MoE, Rope
 from oarlock.ops import library
 from oarlock.ops.decoder import (
     ACTIVATIONS,
@@ -28,46 +29,62 @@ from oarlock.ops.decoder import (
 from oarlock.serve.engine.decoder import Feed, LoraWeights
 from oarlock.serve.engine.step_tensor import StepTensor
 
+_ACTIVATIONS = {"swish": "silu", "gelu_new": "gelu_pytorch_tanh"}  # other words for the same
 
-def explain_not_fused(model: Any) -> str:
-    """Why this decoder can't serve a model; "" if it can."""
-    architecture, device = getattr(model, "architecture", None), paddle.device.get_device()
+
+def explain_not_fused(model: Any, adapters: Collection[str] = ()) -> str:
+    """Why this decoder can't serve a model; "" if it can.
+
+    Args:
+        adapters: names of the layers that adapters change.
+    """
+    device, architecture = paddle.device.get_device(), getattr(model, "architecture", None)
     if device != "cpu":
         return f"the device is {device}"
     if architecture is None:
         return f"it does not support {model.config.model_type}"
-    return explain_unsupported_parts(architecture) or library.why_missing()
+    other = sorted({name.rpartition(".")[2] for name in adapters} - set(TARGETS))
+    if other:
+        return f"an adapter changes {other[0]}"
+    return _explain_blocks(architecture) or library.why_missing()
 
 
-def explain_unsupported_parts(model: Architecture) -> str:
-    """Why the operator can't compute an architecture; "" if it can."""
+def _explain_blocks(model: Architecture) -> str:
+    first = model.blocks[0]
+    if any(isinstance(block.mlp, MoE) for block in model.blocks):
+        return "it is a mixture of experts"
+    if not isinstance(first.attention, Attention) or not isinstance(first.mlp, MLP):
+        return "its attention is latent"
+    ropes = _list_ropes(model)
+    reasons = {
+        f"the model's activation is {first.mlp.activation}": _find_activation(first.mlp) not in ACTIVATIONS,
+        "no layer has rotary positions": not ropes,
+        "its layers differ": any(_ignore_places(block) != _ignore_places(first) for block in model.blocks),
+        "its rotary positions depend on the length": any(rope.kind in ("dynamic", "longrope") for rope in ropes),
+        "its rotary embeddings differ in size or order": len({(rope.dim, rope.interleaved) for rope in ropes}) > 1,
+        "its heads have attention sinks": first.attention.sinks,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _list_ropes(model: Architecture) -> list[Rope]:
+    """The rotary embeddings of a model's layers, each once."""
+    found: list[Rope] = []
     for block in model.blocks:
-        attention, mlp = block.attention, block.mlp
-        if isinstance(attention, LatentAttention):
-            return "the model has latent attention"
-        if isinstance(mlp, MoE):
-            return "the model has a mixture of experts"
-        rope = attention.rope
-        if rope is None or rope.dim != attention.head_dim or rope.interleaved:
-            return "not all of its heads are rotated as a whole, in halves"
-        reasons = {
-            "its queries and keys have norms": attention.qk_norm,
-            "its layers have sliding windows": attention.window is not None,
-            "its scores are capped": attention.soft_cap is not None,
-            "its heads have sinks": attention.sinks,
-            "its scores have a factor of their own": not math.isclose(attention.scale, attention.head_dim**-0.5),
-            "its output projections have biases": attention.output_bias or mlp.bias,
-            "its layers are merged": attention.packed or mlp.packed,
-            "its rotary positions depend on the length": rope.kind in ("dynamic", "longrope"),
-            f"the model's activation is {mlp.activation}": mlp.activation not in ACTIVATIONS,
-            "its norms are not before attention and feed-forward": block.norms != PRE_NORMS,
-            "its residuals are scaled": block.residual_scale != 1.0,
-        }
-        if found := next((reason for reason, holds in reasons.items() if holds), ""):
-            return found
-    if model.logit_scale != 1.0 or model.logit_soft_cap is not None:
-        return "its logits are scaled or capped"
-    return ""
+        rope = block.attention.rope
+        if rope is not None and rope not in found:
+            found.append(rope)
+    return found
+
+
+def _ignore_places(block: DecoderBlock) -> DecoderBlock:
+    """The block without what may differ from layer to layer."""
+    assert isinstance(block.attention, Attention)
+    return replace(block, attention=replace(block.attention, rope=None, window=None))
+
+
+def _find_activation(mlp: MLP) -> str:
+    return _ACTIVATIONS.get(mlp.activation, mlp.activation)
 
 
 @paddle.no_grad()
@@ -114,42 +131,57 @@ class FusedDecoder:
 
     def __init__(self, model: Any, adapters: dict[str, LoraWeights], positions: int) -> None:
         """Pack the model's weights; load_fused_decoder() also tests the result."""
-        built: Architecture = model.architecture
-        attention, mlp = built.blocks[0].attention, built.blocks[0].mlp
-        assert isinstance(attention, Attention) and attention.rope is not None and isinstance(mlp, MLP)
-        base = model.decoder
+        architecture: Architecture = model.architecture
+        block = architecture.blocks[0]
+        attention, mlp, norms = block.attention, block.mlp, block.norms
+        assert isinstance(attention, Attention) and isinstance(mlp, MLP)  # see explain_not_fused()
+        ropes = _list_ropes(architecture)
+        places = [one.attention for one in architecture.blocks if isinstance(one.attention, Attention)]
         self._sizes = DecoderSizes(
-            hidden=built.hidden,
+            hidden=architecture.hidden,
             intermediate=mlp.intermediate,
-            num_layers=len(built.blocks),
+            num_layers=len(architecture.blocks),
             num_heads=attention.heads,
             num_key_value_heads=attention.kv_heads,
             head_dim=attention.head_dim,
-            vocabulary=built.vocab,
-            epsilon=built.norm_epsilon,
-            embedding_scale=built.embedding_scale,
-            activation=mlp.activation,
+            vocabulary=architecture.vocab,
+            epsilon=architecture.norm_epsilon,
+            activation=_find_activation(mlp),
+            norms=(
+                bool(norms.before_attention),
+                bool(norms.after_attention),
+                bool(norms.before_mlp),
+                bool(norms.after_mlp),
+            ),
+            qk_norm=attention.qk_norm,
+            output_bias=attention.output_bias,
+            mlp_bias=mlp.bias,
+            rotary_dim=ropes[0].dim,
+            interleaved=ropes[0].interleaved,
+            embedding_scale=architecture.embedding_scale,
+            residual_scale=block.residual_scale,
+            score_scale=attention.scale,
+            score_cap=attention.soft_cap,
+            logit_scale=architecture.logit_scale,
+            logit_cap=architecture.logit_soft_cap,
+            windows=tuple(one.window or 0 for one in places),
+            tables=tuple(ropes.index(one.rope) if one.rope is not None else -1 for one in places),
         )
         self.vocabulary = self._sizes.vocabulary
         self._names = {name: i for i, name in enumerate(adapters)}
-        cos, sin = rotary_tables(attention.rope, positions)
-        table = base.embed_tokens.weight
-        head = model.lm_head.weight.numpy()
-        if model.lm_head.transposed:
-            head = head.T
+        base, head = model.decoder, model.lm_head.weight.numpy()
         shared = [
-            table.reshape([-1]).clone(),
-            paddle.to_tensor(_read_norm(base.norm, built.norm_offset)),
-            paddle.to_tensor(pack_panels(head).ravel()),
-            cos.reshape([-1]).clone(),
-            sin.reshape([-1]).clone(),
+            base.embed_tokens.weight.reshape([-1]).clone(),
+            paddle.to_tensor(_read_norm(base.norm)),
+            paddle.to_tensor(pack_panels(head.T if model.lm_head.transposed else head).ravel()),
+            *(table.reshape([-1]).clone() for rope in ropes for table in rotary_tables(rope, positions)),
         ]
-        packed = [self._pack_adapter(name, weights, built.prefix) for name, weights in adapters.items()]
+        packed = [self._pack_adapter(name, weights, architecture.prefix) for name, weights in adapters.items()]
         if not packed:  # the operator wants one
             packed = [(np.zeros(0, np.float32), np.zeros(1 + len(TARGETS) * self._sizes.num_layers, np.int64))]
         self._weights = DecoderWeights(
             shared=shared,
-            layers=[_pack_layer(layer, built.norm_offset) for layer in base.layers],
+            layers=[_pack_layer(layer) for layer in base.layers],
             adapters=[paddle.to_tensor(values) for values, _ in packed],
             plans=[paddle.to_tensor(plan) for _, plan in packed],
         )
@@ -202,27 +234,48 @@ class FusedDecoder:
         return found[np.argsort(wanted)] if wanted != sorted(wanted) else found
 
 
-def _read_norm(layer: Any, offset: float) -> np.ndarray:
-    return layer.weight.numpy() + offset
+def _read_norm(norm: RMSNorm) -> np.ndarray:
+    return norm.scale.numpy()
 
 
-def _pack_layer(layer: Any, norm_offset: float) -> paddle.Tensor:
+def _pack_layer(layer: DecoderLayer) -> paddle.Tensor:
     """The layer's weights as the operator reads them. The layer's own memory is freed."""
-    attention, inner = layer.self_attn, layer.mlp
-    qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
-    biases = [
-        part.bias.numpy() if getattr(part, "bias", None) is not None else np.zeros(part.weight.shape[1]) for part in qkv
-    ]
-    packed = pack_layer(
-        [_read_norm(layer.input_layernorm, norm_offset), _read_norm(layer.post_attention_layernorm, norm_offset)],
-        np.concatenate(biases),
-        [
-            np.concatenate([part.weight.numpy() for part in qkv], axis=1),
-            attention.o_proj.weight.numpy(),
-            np.concatenate([inner.gate_proj.weight.numpy(), inner.up_proj.weight.numpy()], axis=1),
-            inner.down_proj.weight.numpy(),
-        ],
-    )
+    spec, own = layer.spec, layer.self_attn
+    attention, mlp, norms = spec.attention, spec.mlp, spec.norms
+    assert isinstance(attention, Attention) and isinstance(mlp, MLP)
+    places = (norms.before_attention, norms.after_attention, norms.before_mlp, norms.after_mlp)
+    vectors = [_read_norm(getattr(layer, name)) for name in places if name]
+    if attention.qk_norm:
+        vectors += [_read_norm(own.q_norm), _read_norm(own.k_norm)]
+    *inner, down = getattr(layer, spec.mlp_name).sublayers()
+    if attention.packed:
+        qkv, qkv_bias = _join([own.qkv_proj])
+        if attention.packed == "groups":
+            qkv, qkv_bias = _order_groups(qkv, attention), _order_groups(qkv_bias, attention)
+    else:
+        qkv, qkv_bias = _join([own.q_proj, own.k_proj, own.v_proj])
+    gate_up, gate_up_bias = _join(inner)
+    vectors.append(qkv_bias)
+    if attention.output_bias:
+        vectors.append(own.o_proj.bias.numpy())
+    if mlp.bias:
+        vectors += [gate_up_bias, down.bias.numpy()]
+    packed = pack_layer(vectors, [qkv, own.o_proj.weight.numpy(), gate_up, down.weight.numpy()])
     for parameter in layer.parameters():
         parameter._clear_data()
     return paddle.to_tensor(packed)
+
+
+def _join(linears: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The weights and biases (zeros where there are none) of linear layers of one input, side by side."""
+    weights = [one.weight.numpy() for one in linears]
+    biases = [np.zeros(one.weight.shape[1], np.float32) if one.bias is None else one.bias.numpy() for one in linears]
+    return np.concatenate(weights, axis=1), np.concatenate(biases)
+
+
+def _order_groups(packed: np.ndarray, attention: Attention) -> np.ndarray:
+    """[its q | k | v] per head of keys -> [q | k | v], on the last axis."""
+    shape, size = packed.shape[:-1], attention.head_dim
+    groups = packed.reshape(*shape, attention.kv_heads, -1)
+    parts = np.split(groups, [groups.shape[-1] - 2 * size, groups.shape[-1] - size], axis=-1)
+    return np.concatenate([part.reshape(*shape, -1) for part in parts], axis=-1)

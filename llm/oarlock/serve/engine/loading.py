@@ -166,8 +166,8 @@ def open_served_model(
         dtype = "float32"
     built = build_model(ModelSource(folder, config, from_weights=True), dtype=dtype)
     built.eval()
-    if reason := explain_not_fused(built):
-        log_once(f"answers go through PaddleNLP's own forward, not the fused decoder: {reason}")
+    if reason := explain_not_fused(built, {layer for adapter in weights.values() for layer in adapter}):
+        log_once(f"answers go through the model's own forward, not the fused decoder: {reason}")
         decoder: Decoder = GenericDecoder(built, weights)
     else:
         log_once("answers go through the fused decoder (float32 on the CPU)")
