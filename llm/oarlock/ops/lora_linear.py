@@ -69,12 +69,11 @@ def project(x: Tensor, *layers: Any) -> list[Tensor]:
         found = list(fused_lora_projections(x, _triple(layers)))
     else:
         found = [
-            fused_lora_linear(x, one.weight, one.lora_A, one.lora_B, one.scaling) if fits else one(x)
-            for one, fits in zip(layers, fused, strict=True)
+            fused_lora_linear(x, one.weight, one.lora_A, one.lora_B, one.scaling) if fused[i] else one(x)
+            for i, one in enumerate(layers)  # Paddle's conversion to static graphs knows no strict zip
         ]
     return [
-        out + layer.bias if fits and layer.bias is not None else out
-        for out, layer, fits in zip(found, layers, fused, strict=True)
+        found[i] + layer.bias if fused[i] and layer.bias is not None else found[i] for i, layer in enumerate(layers)
     ]
 
 
