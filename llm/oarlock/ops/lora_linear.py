@@ -65,6 +65,8 @@ def fused_lora_mlp(x: Tensor, layers: LoraTriple) -> Tensor:
 def project(x: Tensor, *layers: Any) -> list[Tensor]:
     """Compute linear layers of one input: [layer(x) for layer in layers], with the fused operators where they fit."""
     fused = [_adds_lora(layer, x) for layer in layers]
+    if not any(fused):  # (Paddle can't translate a zip with `strict` into a static graph.)
+        return [layer(x) for layer in layers]
     if all(fused) and len(layers) == 3 and paddle.is_grad_enabled():  # their products accumulate the gradient of x
         found = list(fused_lora_projections(x, _triple(layers)))
     else:
