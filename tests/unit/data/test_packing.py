@@ -19,7 +19,7 @@ from oarlock.data.examples.packing import PackedDataset, make_packs, measure_pad
 from oarlock.errors import ConfigError, DataError
 from oarlock.models.packing import ENDS, adapt_attention_mask, check_packing
 from oarlock.ops.attention_backends import masks
-from oarlock.ops.attention_backends.masks import dense_mask, split_row
+from oarlock.ops.attention_backends.masks import make_dense_mask, split_row
 from oarlock.train.finetune import _pack
 
 
@@ -77,7 +77,7 @@ def test_packed_rows_restart_positions_and_mark_where_examples_end():
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 0, 0]]
     assert batch[ENDS].tolist() == [[3, 3, 3, 5, 5, 6], [4, 4, 4, 4, 5, 6]]
     assert batch[ENDS].dtype == np.int32 and batch["num_tokens"].tolist() == [5, 4]
-    seen = dense_mask(*[batch[ENDS].shape[1]] * 2, paddle.to_tensor(batch[ENDS])).numpy()
+    seen = make_dense_mask(*[batch[ENDS].shape[1]] * 2, paddle.to_tensor(batch[ENDS])).numpy()
     blocks = np.zeros([6, 6], bool)
     for start, stop in ((0, 3), (3, 5), (5, 6)):
         blocks[start:stop, start:stop] = np.tri(stop - start, dtype=bool)

@@ -124,7 +124,7 @@ def flash_calls(monkeypatch):
     def attend_to_all(query, key, value, causal):
         calls.append(None)
         assert causal and query.shape[-1] == value.shape[-1]
-        seen = masks.dense_mask(query.shape[1], key.shape[1]).unsqueeze(1)
+        seen = masks.make_dense_mask(query.shape[1], key.shape[1]).unsqueeze(1)
         return reference.reference_attention(query, key, value, seen, query.shape[-1] ** -0.5), None
 
     calls = []
