@@ -80,8 +80,6 @@ VALUES: dict[str, list[Any]] = {
          "sliding_attention": {"rope_type": "default", "rope_theta": 2e4}},
         {"full_attention": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6},
          "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}},
-        {"full_attention": {"rope_type": "default", "rope_theta": 1e6},
-         "sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
     ],
     "rope_parameters": [
         {"rope_type": "default", "rope_theta": 5e5},
@@ -143,13 +141,9 @@ def remove_stamp(folder: Path) -> None:
         content.pop(name, None)
     if "rope_parameters" in content and "full_attention" in content["rope_parameters"]:
         rope = content.pop("rope_parameters")
-        content["rope_theta"], local = rope["full_attention"].pop("rope_theta"), rope["sliding_attention"]
+        content["rope_theta"] = rope["full_attention"].pop("rope_theta")
         content["rope_scaling"] = rope["full_attention"]
-        if local["rope_type"] == "default":
-            content["rope_local_base_freq"] = local["rope_theta"]
-        else:
-            content["rope_parameters"] = {"sliding_attention": local}
-            content["rope_scaling"] = None
+        content["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
     elif "rope_parameters" in content:  # with the field names before transformers 5
         rope = dict(content.pop("rope_parameters") or {})
         content["rope_theta"] = rope.pop("rope_theta", 1e4)

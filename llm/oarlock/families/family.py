@@ -34,7 +34,7 @@ class HFConfig:
         scaled_rotary: kinds of scaling of rotary embeddings (Rope.kind). With "ntk" among them, PaddleNLP's
             configuration has fields for linear, dynamic and ntk, which its model computes.
         rope_theta: the base where a file has none.
-        partial_rotary_factor: rotated share of a head where a file has none.
+        partial_rotary_factor: rotated share of a head where a file has none; None: the whole head, always.
         local_theta: the field with the base of sliding layers, where they have another one.
     """
 

@@ -45,8 +45,9 @@ class ModelSizes:
         hidden = _first(config, "hidden_size", "n_embd")
         heads = _first(config, "num_attention_heads", "n_head")
         family = FAMILIES.get(config.model_type)
-        parts = [getattr(config, name, None) for name in ("qk_nope_head_dim", "qk_rope_head_dim")]
-        head_dim = sum(parts) if all(parts) else getattr(config, "head_dim", None)
+        head_dim = getattr(config, "head_dim", None)
+        if getattr(config, "kv_lora_rank", None):  # latent attention: two parts
+            head_dim = config.qk_nope_head_dim + config.qk_rope_head_dim
         experts = _first(config, *EXPERT_COUNTS, default=0)
         return cls(
             family=config.model_type,

@@ -130,6 +130,8 @@ def _convert_hf_family(
     _check_head_size(family, content, found, place)
     if FAMILIES[family].own_config:
         found |= read_rope_fields(content, words, f"{place}: {_name_model(family)}")
+        if words.partial_rotary_factor is None and found["partial_rotary_factor"] not in (None, 1):
+            raise ModelError(f"{place}: {_name_model(family)} has no partial_rotary_factor")
     elif words.rotary:
         found |= convert_rope_from_hf(content, words.scaled_rotary, f"{place}: {_name_model(family)}")
     elif any(_is_set(content.get(name)) for name in ROPE_FIELDS[1:]):

@@ -43,6 +43,7 @@ FAMILY = make_decoder_family(
         dropouts=frozenset({"resid_pdrop", "embd_pdrop"}),
         activation="hidden_act",
         scaled_rotary=frozenset({"longrope"}),
+        partial_rotary_factor=1.0,
     ),
     make_architecture,
     lora_targets=("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
