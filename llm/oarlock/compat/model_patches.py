@@ -44,14 +44,8 @@ _INITIAL_WEIGHTS = (
 _GRAPH = "Paddle translates this code"
 _STATIC_GRAPHS = (
     _building(
-        "paddle.pir:Value.__bool__",
-        "export.static_graph:_lenient_values",
-        "Qwen2, Mistral and Gemma compare sizes that have no value in a graph, and Paddle raises",
-        _GRAPH,
-    ),
-    _building(
         "paddle.pir:Value.name",
-        "export.static_graph:_lenient_values",
+        "export.static_graph:_lenient_names",
         "OPT records the names of outputs, and Paddle raises because values of a graph have none",
         _GRAPH,
     ),
@@ -81,7 +75,7 @@ _MODELS = (
         _object(
             f"{_NLP}{family.name}.modeling:{family.architecture}.forward",
             "models.forward:adapt_inputs",
-            "needs masks and positions in a format of its own, while data and generation make those of Llama",
+            "needs masks and positions in a format of its own, while data and generation make those of our decoder",
             "PaddleNLP's models agree on their inputs",
         )
         for family in FAMILIES.values()
@@ -97,18 +91,6 @@ _MODELS = (
         for family in FAMILIES.values()
         if family.forward == "pairs_of_positions"
         for name in ("prepare_inputs_for_generation", "update_model_kwargs_for_generation")
-    ),
-    _object(
-        f"{_NLP}gemma.modeling:GemmaMLP.forward",
-        "models.forward:adapt_inputs",
-        "computes the exact GELU for models trained with its tanh approximation",
-        _FIXED,
-    ),
-    _object(
-        "paddle.nn:Embedding._padding_idx",
-        "models.forward:adapt_inputs",
-        "Mistral's embeds the padding token, which may also end texts, as zeros, but not under tensor parallelism",
-        _FIXED,
     ),
     *(
         _object(

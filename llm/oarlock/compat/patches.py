@@ -163,25 +163,16 @@ _GROUP_SHARDING = (
 )
 
 
-def _fused(target: str, replacement: str, why: str) -> Patch:
-    return Patch(
-        target,
-        f"oarlock.ops.{replacement}",
-        why,
+_FUSED_OPS = (
+    Patch(
+        "paddle.optimizer:AdamW._create_optimization_pass",
+        "oarlock.ops.install:replace_adamw",
+        "updates one parameter after the other on one thread",
         "always: speed",
         "process",
         "oarlock.ops.install",
         Machine.uses_fused_ops,
         wraps=True,
-    )
-
-
-# Fused CPU operators. Each calls the original for devices, types and modes that it does not support.
-_FUSED_OPS = (
-    _fused(
-        "paddle.optimizer:AdamW._create_optimization_pass",
-        "install:replace_adamw",
-        "updates one parameter after the other on one thread",
     ),
 )
 

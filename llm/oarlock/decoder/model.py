@@ -20,6 +20,7 @@ from paddlenlp.transformers import PretrainedConfig, PretrainedModel
 
 from oarlock.decoder.attention import KeysAndValues, Pass
 from oarlock.decoder.block import DecoderLayer
+from oarlock.decoder.frequencies import original_length
 from oarlock.decoder.linear import find_runs
 from oarlock.decoder.norm import RMSNorm
 from oarlock.families.architecture import Architecture
@@ -201,6 +202,8 @@ class DecoderForCausalLM(PretrainedModel):
         """The arguments of forward() for the next token (paddlenlp.generation.GenerationMixin calls it)."""
         if position_ids is None:
             position_ids = paddle.arange(input_ids.shape[1]).unsqueeze(0).expand(input_ids.shape)
+        if past_key_values and self._changes_frequencies(position_ids):
+            past_key_values = None
         if past_key_values:
             input_ids, position_ids = input_ids[:, -1:], position_ids[:, -1:]
         return {
@@ -210,6 +213,13 @@ class DecoderForCausalLM(PretrainedModel):
             "past_key_values": past_key_values,
             "use_cache": use_cache,
         }
+
+    def _changes_frequencies(self, positions: Tensor) -> bool:
+        """Whether a text becomes longer than `longrope` rotates with its short factors: the keys of earlier tokens have
+        to be computed again, as transformers' Phi-3 does."""
+        ropes = (block.attention.rope for block in self.architecture.blocks)
+        found = next((rope for rope in ropes if rope is not None and rope.kind == "longrope"), None)
+        return found is not None and bool((positions[:, -1] == original_length(found)).any())
 
     def _init_weights(self, layer: nn.Layer) -> None:
         initialize(layer, self.architecture)

@@ -40,7 +40,14 @@ def rotate(query: Tensor, key: Tensor, rope: Rope, positions: Tensor | None, len
     if not paddle.in_dynamic_mode():
         return _rotate_in_graph(query, key, rope, positions)
     if positions is not None and _is_long(rope, length):  # as is the row; padded or packed texts may not be
-        length = int(positions.max()) + 1
+        lengths = (positions.max(axis=1) + 1).tolist()
+        length = max(lengths)
+        if rope.kind == "longrope" and _is_long(rope, length) and not _is_long(rope, min(lengths)):
+            rows = [
+                rotate(query[i : i + 1], key[i : i + 1], rope, positions[i : i + 1], own)
+                for i, own in enumerate(lengths)
+            ]
+            return tuple(paddle.concat(parts) for parts in zip(*rows, strict=True))
     cos, sin = _find_table(rope, length)
     if can_fuse(query, key):
         return fused_rotary(query, key, cos, sin, positions)
@@ -123,7 +130,8 @@ def _rotate_in_graph(query: Tensor, key: Tensor, rope: Rope, positions: Tensor |
     length, original = positions.max() + 1, original_length(rope)
     before, factor = compute_frequencies(rope, original)
     inverse = paddle.assign(before)
-    if rope.kind == "longrope":
+    if rope.kind == "longrope":  # decided row by row
+        length = positions.max(axis=1, keepdim=True).unsqueeze(-1) + 1
         longer, _ = compute_frequencies(rope, original + 1)
         inverse = paddle.where(length > original, paddle.assign(longer), inverse)
     elif rope.kind == "dynamic":

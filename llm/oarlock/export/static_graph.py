@@ -164,7 +164,7 @@ def _save_graph(model: nn.Layer, family: str, folder: Path) -> None:
     layer.eval()
     spec = [paddle.static.InputSpec([None, None], "int64", name) for name in _list_inputs(family)]
     try:
-        with paddle.no_grad(), _lenient_values(), warnings.catch_warnings():
+        with paddle.no_grad(), _lenient_names(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # from the translator, about names in PaddleNLP's code
             graph = paddle.jit.to_static(layer, input_spec=spec, full_graph=True)
             paddle.jit.save(graph, str(folder / GRAPH))
@@ -174,15 +174,10 @@ def _save_graph(model: nn.Layer, family: str, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _lenient_values() -> Iterator[None]:
-    """While a graph is made, let code pass that asks its tensors for a truth value or a name.
-
-    Qwen2, Mistral and Gemma of paddlenlp 3.0.0b4 compare lists of sizes and raise if they differ. A size that is not
-    fixed has no value yet, and Paddle 3.3 refuses to convert it to bool. (Conditions on tensors that decide what is
-    computed are translated and don't get here.) OPT reads the names of its layers' outputs, which have none.
-    """
+def _lenient_names() -> Iterator[None]:
+    """While a graph is made, let OPT's code read the names of its layers' outputs, which have none."""
     value = paddle.pir.Value
-    as_bool, name = value.__bool__, value.name
+    name = value.name
 
     def read_name(self: Any) -> str:
         try:
@@ -190,11 +185,11 @@ def _lenient_values() -> Iterator[None]:
         except ValueError:
             return ""
 
-    value.__bool__, value.name = lambda _: True, property(read_name, name.fset)
+    value.name = property(read_name, name.fset)
     try:
         yield
     finally:
-        value.__bool__, value.name = as_bool, name
+        value.name = name
 
 
 def _run_graph(folder: Path, batch: dict[str, np.ndarray]) -> np.ndarray:

@@ -1,20 +1,16 @@
-"""Adapters for models whose forward differs from PaddleNLP's Llama (paddlenlp 3.0.0b4).
+"""Adapters for models of PaddleNLP whose forward differs from our decoder's (paddlenlp 3.0.0b4).
 
-Llama accepts ids [batch, tokens] that are read from left to right, a mask [batch, keys] (1 for text; keys include those
+Our decoder accepts ids [batch, tokens] that are read from left to right, a mask [batch, keys] (1 for text; keys include those
 of earlier calls) and positions [batch, tokens]. All but the ids are optional. These models differ:
 
 - GLM tests its mask with `attention_mask.dim == 1`, without calling the method, so it only understands a complete mask
   [batch, 1, queries, keys]. With its default of zeros every token attends to every other. Its positions are pairs.
 - ChatGLM only accepts such a mask, and derives pairs of positions from special tokens that a text may lack.
 - ChatGLM2 drops the keys and values it is given unless it is to return them. Its pipeline mistakes rotary embeddings
-for
-  positions and runs without them unless both a mask and positions come with the ids.
+  for positions and runs without them unless both a mask and positions come with the ids.
 - GPT-J hides the tokens that equal the padding, wherever they are, unless there is a mask.
 - OPT derives positions from the mask, and warns of given ones or ignores them. It returns None for attributes that it
   lacks, which the Trainer and Fleet then use.
-- Gemma computes the exact GELU whatever hidden_act says. Published Gemmas need the approximation.
-- Mistral's embedding on one card returns zeros for the padding's id (which may be the id that ends a text) and does not
-  train it. Under tensor parallelism it does neither.
 """
 
 from __future__ import annotations
@@ -30,7 +26,6 @@ from paddle import nn
 from paddle.distributed.fleet.meta_parallel import PipelineLayer
 from paddlenlp.generation.utils import GenerationMixin
 from paddlenlp.transformers.chatglm_v2.modeling_pp import EmbeddingPipe
-from paddlenlp.transformers.gemma.modeling import GemmaMLP
 from paddlenlp.transformers.opt.modeling import MultiHeadAttention
 
 from oarlock.compat.model_forward import NamedArguments, named_arguments, set_forward
@@ -40,11 +35,6 @@ from oarlock.families.registry import FAMILIES
 
 def adapt_inputs(model: nn.Layer) -> None:
     """Replace the model's forward, and its generation where needed, as the module's docstring describes; in place."""
-    for layer in model.sublayers():
-        if isinstance(layer, nn.Embedding):
-            layer._padding_idx = None
-        if isinstance(layer, GemmaMLP) and model.config.hidden_act == "gelu_pytorch_tanh":
-            set_forward(layer, partial(_approximate_geglu, layer))
     family = FAMILIES.get(model.config.model_type)
     if family is None or not family.forward:
         return
@@ -144,7 +134,7 @@ def _complete_pairs(config: Any, named: NamedArguments, past: str) -> None:
 
 
 def _generate_with_pairs(model: nn.Layer, past: str) -> None:
-    """Generate by the rules of Llama. PaddleNLP's own rules expect complete masks and pairs from the caller."""
+    """Generate by the rules of our decoder. PaddleNLP's own rules expect complete masks and pairs from the caller."""
 
     def prepare(input_ids: paddle.Tensor, attention_mask: paddle.Tensor | None = None, **kwargs: Any) -> NamedArguments:
         remembered = kwargs.get(past)
@@ -168,10 +158,6 @@ def _generate_with_pairs(model: nn.Layer, past: str) -> None:
 
 
 # the others
-
-
-def _approximate_geglu(layer: nn.Layer, x: paddle.Tensor) -> paddle.Tensor:
-    return layer.down_proj(nn.functional.gelu(layer.gate_proj(x), approximate=True) * layer.up_proj(x))
 
 
 def _complete_chatglm_v2(config: Any, named: NamedArguments, past: str) -> None:

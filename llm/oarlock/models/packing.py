@@ -7,7 +7,7 @@ from typing import Any
 
 from oarlock.errors import ConfigError
 from oarlock.families.registry import FAMILIES
-from oarlock.ops.attention_backends.masks import dense_mask
+from oarlock.ops.attention_backends.masks import make_dense_mask
 
 ENDS = "attn_mask_startend_row_indices"  # of oarlock.data.examples.collate.PackCollator
 
@@ -53,4 +53,4 @@ def adapt_attention_mask(inputs: dict[str, Any], model: Any) -> dict[str, Any]:
     if ends is None or (family is not None and family.decoder is not None):
         return inputs
     others = {name: value for name, value in inputs.items() if name != ENDS}
-    return others | {"attention_mask": dense_mask(ends.shape[1], ends.shape[1], ends)}
+    return others | {"attention_mask": make_dense_mask(ends.shape[1], ends.shape[1], ends)}

@@ -65,16 +65,17 @@ def fused_lora_mlp(x: Tensor, layers: LoraTriple) -> Tensor:
 def project(x: Tensor, *layers: Any) -> list[Tensor]:
     """Compute linear layers of one input: [layer(x) for layer in layers], with the fused operators where they fit."""
     fused = [_adds_lora(layer, x) for layer in layers]
+    if not any(fused):  # (Paddle can't translate a zip with `strict` into a static graph.)
+        return [layer(x) for layer in layers]
     if all(fused) and len(layers) == 3 and paddle.is_grad_enabled():  # their products accumulate the gradient of x
         found = list(fused_lora_projections(x, _triple(layers)))
     else:
         found = [
-            fused_lora_linear(x, one.weight, one.lora_A, one.lora_B, one.scaling) if fits else one(x)
-            for one, fits in zip(layers, fused, strict=True)
+            fused_lora_linear(x, one.weight, one.lora_A, one.lora_B, one.scaling) if fused[i] else one(x)
+            for i, one in enumerate(layers)  # Paddle's conversion to static graphs knows no strict zip
         ]
     return [
-        out + layer.bias if fits and layer.bias is not None else out
-        for out, layer, fits in zip(found, layers, fused, strict=True)
+        found[i] + layer.bias if fused[i] and layer.bias is not None else found[i] for i, layer in enumerate(layers)
     ]
 
 

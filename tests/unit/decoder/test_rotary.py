@@ -15,7 +15,7 @@ from oarlock.decoder import rotary
 from oarlock.decoder.frequencies import compute_frequencies
 from oarlock.decoder.rotary import rotary_tables, rotate
 from oarlock.families.architecture import Rope
-from oarlock.ops import patch
+from oarlock.ops import library, patch
 
 LENGTH = "original_max_position_embeddings"
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, LENGTH: 64}
@@ -39,6 +39,8 @@ def no_tables(monkeypatch):
 
 @pytest.fixture(params=[False, True], ids=["plain", "fused"])
 def fused(request, monkeypatch):
+    if request.param and (reason := library.why_missing()):
+        pytest.skip(reason)
     monkeypatch.setattr(patch, "_is_enabled", request.param)
 
 

@@ -1,4 +1,4 @@
-"""Any PaddleNLP model as a Decoder, through its own forward and its keys and values of earlier tokens.
+"""Any model as a Decoder, through its own forward and its keys and values of earlier tokens.
 
 Rows of a batch are padded on the left. Sequences with the same adapter form a batch, so a step runs the model once for
 each adapter (and the base) in use.
@@ -39,7 +39,7 @@ class _Batch:
 
 
 class GenericDecoder:
-    """Any PaddleNLP model."""
+    """Any model of PaddleNLP's interface, ours included."""
 
     chunk: int | None = None
 
