@@ -8,7 +8,6 @@ from oarlock.decoder.model import DecoderForCausalLM
 from oarlock.decoder.pipeline import DecoderForCausalLMPipe
 from oarlock.families.registry import FAMILIES
 
-
 _made: dict[tuple[str, bool], Any] = {}  # functools.cache would tell pipeline=False from no argument
 
 
