@@ -28,7 +28,8 @@ def check_sizes(config: Any, place: str) -> None:
         ModelError: naming the fields.
     """
     sizes, family = ModelSizes.from_config(config), find_family(config.model_type)
-    has_own_head_dim = family.free_head_dim and getattr(config, "head_dim", None)
+    own_head_dim = getattr(config, "head_dim", None) or getattr(config, "qk_nope_head_dim", None)
+    has_own_head_dim = family.free_head_dim and own_head_dim
     if not has_own_head_dim and sizes.hidden % sizes.heads:
         raise ModelError(f"{place}: a hidden size of {sizes.hidden} can't be divided into {sizes.heads} heads")
     known, whose = (_ACTIVATIONS, "PaddleNLP") if family.decoder is None else ({*ACTIVATIONS, "gelu_python"}, "Oarlock")
