@@ -189,5 +189,7 @@ def test_the_report_states_for_every_patch_whether_it_applies(machine):
     report = patch_report(machine)
     assert all(patch.target in report and patch.why in report and patch.until in report for patch in PATCHES)
     assert report.count("not here  ") == sum(not patch.applies(machine) for patch in PATCHES)
-    assert ("not here  paddle.optimizer:AdamW._create_optimization_pass" in report) == (machine != Machine("cpu", True, True))
+    assert ("not here  paddle.optimizer:AdamW._create_optimization_pass" in report) == (
+        machine != Machine("cpu", True, True)
+    )
     assert "applies   paddle.nn:Layer.apply" in report
