@@ -46,7 +46,7 @@ class DecoderLayer(nn.Layer):
         """
         mlp = self._sub_layers[self.spec.mlp_name]
         if isinstance(mlp, MixtureOfExperts):
-            given = replace(given, counted=mlp.next_mask())
+            given = replace(given, counted=mlp.take_mask())
         if recomputes(self, "full", x):
             return recompute(self._run, x, given, past, use_reentrant=self.config.recompute_use_reentrant)
         return self._run(x, given, past)

@@ -50,7 +50,7 @@ class LoadBalance:
         """
         self._factor, self._masks = factor, iter(masks)
 
-    def next_mask(self) -> Tensor | None:
+    def take_mask(self) -> Tensor | None:
         """The mask of the next micro-batch; None: it has no padding."""
         return next(self._masks, None)
 

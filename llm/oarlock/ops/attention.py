@@ -16,7 +16,7 @@ import paddle
 from oarlock.environment.console import log_once
 from oarlock.ops.attention_backends.flash import find_flash_limits, flash_attention, is_on_gpu
 from oarlock.ops.attention_backends.fused import fused_attention
-from oarlock.ops.attention_backends.masks import dense_mask, make_blocks, make_row_indices, window_mask
+from oarlock.ops.attention_backends.masks import make_blocks, make_dense_mask, make_row_indices, make_window_mask
 from oarlock.ops.attention_backends.reference import attend_in_blocks, reference_attention
 from oarlock.ops.patch import can_fuse
 from oarlock.typing import Tensor
@@ -126,8 +126,8 @@ def attend(
 
     def make_dense() -> Tensor:
         if mask.seen is None:
-            return dense_mask(num_queries, num_keys, mask.ends, window).unsqueeze(1)
-        return mask.seen if window is None else mask.seen & window_mask(num_queries, num_keys, window)
+            return make_dense_mask(num_queries, num_keys, mask.ends, window).unsqueeze(1)
+        return mask.seen if window is None else mask.seen & make_window_mask(num_queries, num_keys, window)
 
     def make_bias() -> Tensor:
         bias = paddle.where(make_dense(), 0.0, paddle.finfo(paddle.float32).min).astype("float32")

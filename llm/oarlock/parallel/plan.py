@@ -152,19 +152,19 @@ class ParallelPlan:
             for fixed in itertools.product(*map(range, others))
         ]
 
-    def list_expert_groups(self) -> list[list[int]]:
+    def compute_expert_groups(self) -> list[list[int]]:
         """The groups of ranks that divide the experts of their layers among them."""
         return [
             ranks[begin : begin + self.expert]
-            for ranks in self._list_replica_groups()
+            for ranks in self._compute_replica_groups()
             for begin in range(0, self.replicas, self.expert)
         ]
 
-    def list_expert_copies(self) -> list[list[int]]:
+    def compute_expert_copies(self) -> list[list[int]]:
         """The groups of ranks that hold the same experts."""
-        return [ranks[first :: self.expert] for ranks in self._list_replica_groups() for first in range(self.expert)]
+        return [ranks[first :: self.expert] for ranks in self._compute_replica_groups() for first in range(self.expert)]
 
-    def _list_replica_groups(self) -> list[list[int]]:
+    def _compute_replica_groups(self) -> list[list[int]]:
         """The ranks of all replicas, for each pair of a pipeline stage and a tensor rank."""
         return [
             [

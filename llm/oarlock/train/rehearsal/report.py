@@ -64,9 +64,9 @@ def _format_ranks(verdict: Verdict) -> list[str]:
 def _format_traffic(verdict: Verdict) -> list[str]:
     """Format the collectives of the last step by kind of group, for the busiest rank of each kind."""
     plan = verdict.plan
-    groups = (
-        [("experts", plan.list_expert_groups()), ("same experts", plan.list_expert_copies())] if plan.expert > 1 else []
-    )
+    groups: list[tuple[str, list[list[int]]]] = []
+    if plan.expert > 1:
+        groups += [("experts", plan.compute_expert_groups()), ("same experts", plan.compute_expert_copies())]
     groups += [(axis, plan.groups(axis)) for axis in AXES]
     kinds = {tuple(ranks): kind for kind, listed in groups for ranks in listed}
     found: dict[tuple[str, str], tuple[int, int]] = {}
