@@ -28,7 +28,8 @@ def check_sizes(config: Any, place: str) -> None:
         ModelError: naming the fields.
     """
     sizes, family = ModelSizes.from_config(config), find_family(config.model_type)
-    has_own_head_dim = family.free_head_dim and getattr(config, "head_dim", None)
+    own_head_dim = getattr(config, "head_dim", None) or getattr(config, "qk_nope_head_dim", None)
+    has_own_head_dim = family.free_head_dim and own_head_dim
     if not has_own_head_dim and sizes.hidden % sizes.heads:
         raise ModelError(f"{place}: a hidden size of {sizes.hidden} can't be divided into {sizes.heads} heads")
     known, whose = (_ACTIVATIONS, "PaddleNLP") if family.decoder is None else ({*ACTIVATIONS, "gelu_python"}, "Oarlock")
@@ -51,9 +52,6 @@ def check_sizes(config: Any, place: str) -> None:
         raise ModelError(f"{place}: rotary_dim is {rotary}; it has to be even, and at most the {head} of a head")
     if family.decoder is not None:
         _check_decoder(config, family, sizes, place)
-    pad = getattr(config, "pad_token_id", None)
-    if family.padded_embedding and pad is not None and pad >= sizes.vocab:
-        raise ModelError(f"{place}: pad_token_id is {pad}, and the vocabulary has {sizes.vocab} rows (vocab_size)")
 
 
 def _check_decoder(config: Any, family: Family, sizes: ModelSizes, place: str) -> None:

@@ -96,7 +96,7 @@ def run_rank(
     if tuning:
         collator = (PackCollator if packing else FinetuneCollator)(vocab, 0, run.plan.length_multiple)
     if packing:
-        check_packing(source.config, run.plan.pipeline > 1)
+        check_packing(source.config)
         train_set = PackedDataset(data, config.data.row_length, config.runtime.seed)
     resume = find_resume_point(config, "made up")
     trainer = make_trainer(
