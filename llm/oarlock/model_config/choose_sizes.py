@@ -166,7 +166,7 @@ class _Search:
         if abs(count / wanted - 1) > _WRONG:
             raise ConfigError(
                 f"--parameters {wanted:,}: with these flags, the nearest {self.request.family} model has {count:,}. "
-                "Leave out a size that you gave, or ask for that number"
+                "Ask for that number, or change the vocabulary or a size that you gave"
             )
         return ChosenSizes(self._make_config(found), count, ideal.nearest.name)
 
