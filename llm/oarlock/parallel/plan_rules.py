@@ -87,7 +87,7 @@ def option_problems(config: RunConfig, plan: ParallelPlan) -> Iterator[str]:
             f"--amp_master_grad with --sharding stage{plan.stage} needs data 1, and these degrees make it {plan.data}; "
             f"nearest: --sharding_parallel_degree {plan.replicas}, or --sharding stage1"
         )
-    # The ranks skip a step with an infinite gradient; Paddle's GradScaler does not reduce that over data-parallel ranks.
+    # The ranks skip a step with an infinite gradient; Paddle's GradScaler does not tell data-parallel ranks.
     if plan.expert > 1 and config.precision.fp16:
         yield (
             f"--expert_parallel_degree {plan.expert} can't be combined with --fp16, whose skipped steps would differ "
