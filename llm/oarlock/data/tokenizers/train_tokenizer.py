@@ -162,7 +162,9 @@ def train_tokenizer(options: TokenizerOptions) -> TokenizerReport:
 
 def _read_for_training(options: TokenizerOptions, report: TokenizerReport) -> Iterator[list[str]]:
     """Yield pieces to train on, and put those that are measured into the report."""
-    sources = {own.path.resolve(): (name, own) for name in options.inputs for own in find_sources([name], report.left_out)}
+    sources = {
+        own.path.resolve(): (name, own) for name in options.inputs for own in find_sources([name], report.left_out)
+    }
     total = sum(source.size for _, source in sources.values())
     packed = sum(own.size for _, own in sources.values() if own.compression or own.format == "parquet")
     text_bytes = total + (_PACKED - 1) * packed

@@ -11,7 +11,7 @@ import paddle
 
 from oarlock.decoder.block import DecoderLayer
 from oarlock.decoder.norm import RMSNorm
-from oarlock.decoder.rotary import rotary_tables
+from oarlock.decoder.rotary import make_rotary_tables
 from oarlock.errors import EnvironmentProblem
 from oarlock.families.architecture import MLP, Architecture, Attention, DecoderBlock, MoE, Rope
 from oarlock.ops import library
@@ -168,7 +168,7 @@ class FusedDecoder:
             base.embed_tokens.weight.reshape([-1]).clone(),
             paddle.to_tensor(_read_norm(base.norm)),
             paddle.to_tensor(pack_panels(head.T if model.lm_head.transposed else head).ravel()),
-            *(table.reshape([-1]).clone() for rope in ropes for table in rotary_tables(rope, positions)),
+            *(table.reshape([-1]).clone() for rope in ropes for table in make_rotary_tables(rope, positions)),
         ]
         packed = [self._pack_adapter(name, weights, architecture.prefix) for name, weights in adapters.items()]
         if not packed:  # the operator wants one
