@@ -28,7 +28,7 @@ SHAPES = ["8x256x4x64", "2x512x8x64", "1x1024x16x64", "1x4096x8x128"]
 
 
 def ends_of(batch: int, length: int) -> np.ndarray:
-    """int32 [batch, length] of packed examples (see oarlock.ops.attention)."""
+    """int32 [batch, length] of packed examples (see oarlock.ops.attention_backends.masks)."""
     random, found = np.random.default_rng(0), np.zeros((batch, length), np.int32)
     for row in found:
         start = 0
@@ -49,7 +49,7 @@ def paddle_runs(shape: list[int], packed: bool) -> Runs:
     import paddle
 
     from oarlock.ops import library
-    from oarlock.ops.attention import fused_attention
+    from oarlock.ops.attention_backends.fused import fused_attention
 
     library.load()
     query, key, value, grad = (paddle.randn(shape) for _ in range(4))

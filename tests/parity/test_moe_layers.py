@@ -79,7 +79,7 @@ def test_the_balancing_loss_is_that_of_transformers(theirs, kind):
     tokens = float(mask.sum())
     layer.balance.begin_step(factor / tokens, [mask])
     x = paddle.to_tensor(theirs[f"{kind}/x"])
-    layer(x, layer.next_mask()).backward(paddle.zeros_like(x))  # so that the loss alone has a gradient
+    layer(x, layer.take_mask()).backward(paddle.zeros_like(x))  # so that the loss alone has a gradient
     expected = factor * theirs[f"{kind}/loss_gradient"].T
     np.testing.assert_allclose(layer.gate.weight.grad.numpy(), expected, atol=1e-6)
     *chosen, loss, counted = layer.balance.pop()

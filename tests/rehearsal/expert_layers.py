@@ -43,7 +43,7 @@ def run_rank(ranks: int, tensor: int, expert: int, sequence: bool, folder: Path)
     }  # fmt: skip
     split = {
         "tensor_parallel_degree": tensor, "tensor_parallel_rank": at.tensor, "expert_parallel_degree": expert,
-        "expert_parallel_rank": plan.expert_rank(rank()), "sequence_parallel": sequence,
+        "expert_parallel_rank": plan.find_expert_rank(rank()), "sequence_parallel": sequence,
     }  # fmt: skip
     spec = MoE(EXPERTS, 2, MLP(24), shared=MLP(8), shared_gate=True)
     for uneven in (False, True):

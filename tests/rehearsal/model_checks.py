@@ -10,12 +10,12 @@ import paddle
 from paddle.distributed.fleet.meta_parallel import get_rng_state_tracker
 from paddle.distributed.fleet.recompute import recompute
 from paddle.nn import functional as F
-from paddlenlp.transformers import LlamaConfig, Qwen2Config
-from paddlenlp.transformers.llama.modeling import LlamaLMHead
-from paddlenlp.transformers.qwen2.modeling import Qwen2LMHead
+from paddlenlp.transformers import LlamaConfig
 
-from oarlock.decoder.model import defer_logits
+from oarlock.decoder.classes import make_model_class
+from oarlock.decoder.model import LMHead
 from oarlock.environment.ranks import rank
+from oarlock.families.registry import FAMILIES
 from oarlock.ops import install, library
 from oarlock.ops.linear_cross_entropy import DeferredLogits
 from oarlock.parallel.object_collectives import all_gather_objects
@@ -98,38 +98,39 @@ def reseeded_tracker() -> None:
 
 def tied_embeddings_on_two_stages() -> None:
     """Fleet does not mark them; Oarlock recognises them."""
-    from paddlenlp.transformers import LlamaConfig, LlamaForCausalLMPipe
     from patched_layers import split
 
     from helpers import TINY_LLAMA
 
     split(pp_degree=2)
-    model = LlamaForCausalLMPipe(LlamaConfig(**TINY_LLAMA, tie_word_embeddings=True))
+    stages = make_model_class("llama", pipeline=True)
+    model = stages(LlamaConfig(**TINY_LLAMA, tie_word_embeddings=True))
     marked = [p.name for p in model.parameters() if hasattr(p, "is_firstly_shared")]
     assert not marked, "Paddle marks shared parameters now: use is_firstly_shared in place of shared_between_stages"
     shared = [p for p in model.parameters() if p.shape == [TINY_LLAMA["vocab_size"], TINY_LLAMA["hidden_size"]]]
     assert len(shared) == 1
     assert shared_between_stages(model) == {shared[0].name: rank() == 0}
-    assert shared_between_stages(LlamaForCausalLMPipe(LlamaConfig(**TINY_LLAMA))) == {}
+    assert shared_between_stages(stages(LlamaConfig(**TINY_LLAMA))) == {}
 
 
 def split_heads() -> None:
-    """A marked head leaves its product to the loss; loss and gradients equal those of ParallelCrossEntropy."""
+    """A head that defers leaves its product to the loss; loss and gradients equal those of ParallelCrossEntropy."""
     if library.why_missing():
         return
     random = np.random.default_rng(4)
     values, labels = random.standard_normal((2, 6, 8), "float32"), paddle.to_tensor(random.integers(0, 16, (2, 6)))
-    heads = ((LlamaLMHead, LlamaConfig), (Qwen2LMHead, Qwen2Config))
-    for (head, config), sequence_parallel in itertools.product(heads, (False, True)):
-        model = head(config(
-            vocab_size=16, hidden_size=8, tensor_parallel_degree=2, tensor_parallel_output=True, seq_length=6,
+    for tied, sequence_parallel in itertools.product((False, True), (False, True)):
+        config = LlamaConfig(
+            vocab_size=16, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, tensor_parallel_degree=2,
+            tensor_parallel_rank=rank(), tensor_parallel_output=True, seq_length=6, tie_word_embeddings=tied,
             sequence_parallel=sequence_parallel,
-        ))  # fmt: skip
+        )  # fmt: skip
+        model = LMHead(FAMILIES["llama"].decoder(config), config)
         rows = values.reshape(-1, 8)[rank() * 6 : rank() * 6 + 6] if sequence_parallel else values
         results = []
         for is_fused in (False, True):
             install.use(is_fused)
-            defer_logits(model)
+            model.defers = True
             hidden = paddle.to_tensor(rows, stop_gradient=False)
             criterion = TokenCrossEntropy(split_vocabulary=True)
             criterion.normalizer = 5
@@ -139,9 +140,11 @@ def split_heads() -> None:
             loss = criterion(output, labels)
             loss.backward()
             results.append([loss.item(), hidden.grad.numpy(), model.weight.grad.numpy()])
-            assert model(hidden, tensor_parallel_output=False).shape == [2, 6, 16]
             with paddle.no_grad():
                 assert model(hidden).shape == [2, 6, 8]
+                config.tensor_parallel_output = False
+                assert model(hidden).shape == [2, 6, 16]
+            config.tensor_parallel_output = True
         install.use(False)
         for plain, found in zip(*results, strict=True):
             np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-6)

@@ -50,7 +50,7 @@ class LoadBalance:
         """
         self._factor, self._masks = factor, iter(masks)
 
-    def next_mask(self) -> Tensor | None:
+    def take_mask(self) -> Tensor | None:
         """The mask of the next micro-batch; None: it has no padding."""
         return next(self._masks, None)
 
@@ -77,6 +77,10 @@ class LoadBalance:
             return _AddLoss.apply(routing.weights, loss * self._factor)
 
     def pop(self) -> list[float]:
-        """What was added since the last call: choices of each expert, sum of the losses of all tokens, tokens."""
+        """Return what was added since the last call.
+
+        Returns:
+            The choices of each expert, then the sum of the losses over tokens, then the number of tokens.
+        """
         totals, self._totals = self._totals, None
         return [0.0] * (self._experts + 2) if totals is None else totals.tolist()

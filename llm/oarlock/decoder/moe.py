@@ -85,27 +85,37 @@ class MixtureOfExperts(nn.Layer):
         if split:  # the ranks' gradients of tokens and weights are summed
             tokens = mp_ops._c_identity(tokens, group=group)
             routing = routing._replace(weights=mp_ops._c_identity(routing.weights, group=group))
-        mixed = self._mix(tokens, routing)
+        mixed = self._combine_experts(tokens, routing)
         if split:
             mixed = mp_ops._mp_allreduce(mixed, group=group, use_calc_stream=True, use_model_parallel=True)
         mixed = mixed.reshape(whole.shape)
         if self._config.sequence_parallel:
             mixed = ScatterOp.apply(mixed)
-        return mixed if self.spec.shared is None else mixed + self._apply_shared(x)
+        if self.spec.shared is None:
+            return mixed
+        name = self.spec.names[1]
+        shared, gate = self._sub_layers[name](x), self._sub_layers.get(f"{name}_gate")
+        return mixed + (shared if gate is None else functional.sigmoid(gate(x)) * shared)
 
-    def next_mask(self) -> Tensor | None:
+    def take_mask(self) -> Tensor | None:
         """The mask of the micro-batch that a forward pass in training begins (recomputing it takes the same one)."""
-        return self.balance.next_mask() if self.training and paddle.is_grad_enabled() else None
+        return self.balance.take_mask() if self.training and paddle.is_grad_enabled() else None
 
     def _route(self, tokens: Tensor, counted: Tensor | None) -> Routing:
         router = self._sub_layers[self.spec.names[0]]
-        logits = router(tokens).astype("float32")  # with LoRA it is no Router any more
-        routing = choose_experts(logits, self.spec, getattr(router, "e_score_correction_bias", None))
+        logits = router(tokens).astype("float32")
+        correction = getattr(router, "e_score_correction_bias", None)
+        if self.spec.bias_corrected and correction is None:  # LoRA has replaced the router
+            raise ModelError(
+                f"LoRA on the router ({self.spec.names[0]}) of this family is not supported: its choice has a "
+                "correction, which would be lost; leave it out of --lora_target_modules"
+            )
+        routing = choose_experts(logits, self.spec, correction)
         if self.training and paddle.in_dynamic_mode() and paddle.is_grad_enabled():
             return routing._replace(weights=self.balance.add(routing, counted))
         return routing
 
-    def _mix(self, tokens: Tensor, routing: Routing) -> Tensor:
+    def _combine_experts(self, tokens: Tensor, routing: Routing) -> Tensor:
         """The weighted sum of the chosen experts' outputs, [tokens, hidden]."""
         choices = routing.experts.flatten()  # token after token
         order = paddle.argsort(choices, stable=True)
@@ -149,12 +159,6 @@ class MixtureOfExperts(nn.Layer):
             for i, expert in enumerate(self.experts.values())
         ]
         return paddle.concat(parts, axis=0)
-
-    def _apply_shared(self, x: Tensor) -> Tensor:
-        name = self.spec.names[1]
-        found = self._sub_layers[name](x)
-        gate = self._sub_layers.get(f"{name}_gate")
-        return found if gate is None else functional.sigmoid(gate(x)) * found
 
 
 def _mark_slices(expert: GatedMLP, spec: MLP, hidden: int, degree: int, rank: int) -> None:

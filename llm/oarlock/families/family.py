@@ -66,19 +66,6 @@ class HFName:
 
 
 @dataclass(frozen=True)
-class Packing:
-    """Support for packed examples, in a model that accepts a mask [batch, tokens, tokens] and position ids.
-
-    Attributes:
-        takes_ends: its attention accepts the end of each token's example (flashmask) in place of a mask.
-        in_pipeline: its pipeline stages pass the position ids on.
-    """
-
-    takes_ends: bool = False
-    in_pipeline: bool = True
-
-
-@dataclass(frozen=True)
 class PublishedName:
     """A model_type under which published files contain a family that has another name here.
 
@@ -116,7 +103,6 @@ class Family:
         free_head_dim: the size of a head is a field of its own, not hidden size / heads.
         head_size_multiple: what the size of a head has to be divisible by.
         never_tied: the output layer never shares the embedding's weights, whatever tie_word_embeddings says.
-        padded_embedding: the embedding is given the row of the padding token.
         layer_masks: every layer precomputes a causal mask for max_position_embeddings.
         sliding_window: which layers look back over `sliding_window` tokens only (PaddleNLP's fields for it).
         untied_heads: (output layer, embedding) in the names of either layout, where a folder may store both.
@@ -135,7 +121,8 @@ class Family:
         own_config: its configuration class is ours, with transformers' fields. Else it is PaddleNLP's.
         forward: what its forward needs besides ids.
         counts_padding: positions are columns of the batch, padding included.
-        packing: None where packed examples would see each other.
+        packing: PaddleNLP's model takes a mask [batch, tokens, tokens] and position ids, which keep packed examples
+            apart. Our decoder always does.
         takes_position_ids: a static graph has position ids as an input; else the model derives them.
         graph_change: what has to change before Paddle can translate the model: a key of oarlock.export.static_graph.
         servers: that can run an export in Hugging Face's layout.
@@ -157,7 +144,6 @@ class Family:
     free_head_dim: bool = False
     head_size_multiple: int = 1
     never_tied: bool = False
-    padded_embedding: bool = False
     layer_masks: bool = False
     sliding_window: Literal["", "all_layers", "upper_layers"] = ""
     # weights
@@ -179,7 +165,7 @@ class Family:
     own_config: bool = False
     forward: Forward = ""
     counts_padding: bool = False
-    packing: Packing | None = None
+    packing: bool = False
     # export
     takes_position_ids: bool = True
     graph_change: Literal["", "bloom_mask", "opt_mask", "chatglm_rotary"] = ""

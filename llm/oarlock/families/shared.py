@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from oarlock.families.architecture import Architecture
-from oarlock.families.family import Family, HFConfig, Packing
+from oarlock.families.family import Family, HFConfig
 
 SPLIT_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 GATED_MLP = ("gate_proj", "up_proj", "down_proj")
@@ -51,7 +51,6 @@ def make_decoder_family(
         "free_head_dim": True,
         "head_size_multiple": 2,
         "untied_heads": LM_HEAD_AND_EMBED_TOKENS,
-        "packing": Packing(takes_ends=True),
         "servers": HF_SERVERS,
     }
     return Family(name=name, hf_config=hf_config, decoder=decoder, own_config=True, **(usual | changes))

@@ -52,9 +52,6 @@ def check_sizes(config: Any, place: str) -> None:
         raise ModelError(f"{place}: rotary_dim is {rotary}; it has to be even, and at most the {head} of a head")
     if family.decoder is not None:
         _check_decoder(config, family, sizes, place)
-    pad = getattr(config, "pad_token_id", None)
-    if family.padded_embedding and pad is not None and pad >= sizes.vocab:
-        raise ModelError(f"{place}: pad_token_id is {pad}, and the vocabulary has {sizes.vocab} rows (vocab_size)")
 
 
 def _check_decoder(config: Any, family: Family, sizes: ModelSizes, place: str) -> None:

@@ -96,7 +96,7 @@ def set_parallel_fields(config: PretrainedConfig, plan: ParallelPlan, rank: int)
     config.tensor_parallel_degree = plan.tensor
     config.tensor_parallel_rank = plan.coordinates(rank).tensor
     config.expert_parallel_degree = plan.expert
-    config.expert_parallel_rank = plan.expert_rank(rank)
+    config.expert_parallel_rank = plan.find_expert_rank(rank)
     config.tensor_parallel_output = plan.tensor > 1
     config.sequence_parallel = plan.sequence_parallel
     config.virtual_pp_degree = plan.virtual_pipeline

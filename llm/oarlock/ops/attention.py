@@ -14,9 +14,9 @@ from typing import Any
 import paddle
 
 from oarlock.environment.console import log_once
-from oarlock.ops.attention_backends.flash import find_flash_limits, flash_attention
+from oarlock.ops.attention_backends.flash import find_flash_limits, flash_attention, is_on_gpu
 from oarlock.ops.attention_backends.fused import fused_attention
-from oarlock.ops.attention_backends.masks import dense_mask, make_blocks, make_row_indices, window_mask
+from oarlock.ops.attention_backends.masks import make_query_blocks, make_dense_mask, make_row_indices, make_window_mask
 from oarlock.ops.attention_backends.reference import attend_in_blocks, reference_attention
 from oarlock.ops.patch import can_fuse
 from oarlock.typing import Tensor
@@ -26,7 +26,7 @@ _LOWEST = -1e4  # values of an additive mask from here on hide
 
 @dataclass(frozen=True)
 class AttentionMask:
-    """Which keys queries attend to. One mask serves all layers of a pass, which share what is made from it.
+    """The keys that queries attend to. One mask serves all layers of a pass, which share what is made from it.
 
     Attributes:
         ends: int32 [batch, keys]: a causal mask. Of the keys up to its own position, a query attends to those whose end
@@ -71,7 +71,7 @@ def make_mask(mask: Tensor | None = None, ends: Tensor | None = None, flash: boo
         if mask is None:
             return AttentionMask(ends, None, flash)
         text = mask.astype("bool").astype("int32")
-        return AttentionMask(text * (_size(mask, 1) if ends is None else ends), None, flash)
+        return AttentionMask(text * (_get_size(mask, 1) if ends is None else ends), None, flash)
     if ends is not None or mask.ndim not in (3, 4):
         raise ValueError(
             "an attention mask has to be [batch, keys], [batch, queries, keys] or [batch, heads, queries, keys], "
@@ -122,25 +122,26 @@ def attend(
     is_dynamic = paddle.in_dynamic_mode()
     if is_dynamic:
         _check_shapes(query, key, value, mask, window, sinks)
-    batch, num_queries, num_keys = _size(query, 0), _size(query, 1), _size(key, 1)
+    batch, num_queries, num_keys = _get_size(query, 0), _get_size(query, 1), _get_size(key, 1)
 
     def make_dense() -> Tensor:
         if mask.seen is None:
-            return dense_mask(num_queries, num_keys, mask.ends, window).unsqueeze(1)
-        return mask.seen if window is None else mask.seen & window_mask(num_queries, num_keys, window)
+            return make_dense_mask(num_queries, num_keys, mask.ends, window).unsqueeze(1)
+        return mask.seen if window is None else mask.seen & make_window_mask(num_queries, num_keys, window)
 
     def make_bias() -> Tensor:
         bias = paddle.where(make_dense(), 0.0, paddle.finfo(paddle.float32).min).astype("float32")
-        return bias.expand([batch, *bias.shape[1:]])
+        return bias.expand([batch, -1, -1, -1])
 
     if can_fuse(query, key, value):
-        if dropout == 0:
-            if mask.seen is None:
-                return fused_attention(query, key, value, mask.ends, None, scale, window, soft_cap, sinks)
+        if dropout:
+            log_once("attention with dropout uses Paddle's ops")
+        elif mask.seen is None:
+            return fused_attention(query, key, value, mask.ends, None, scale, window, soft_cap, sinks)
+        else:
             bias = mask.reuse(("bias", window), make_bias)
             return fused_attention(query, key, value, None, bias, scale, None, soft_cap, sinks)
-        log_once("attention with dropout uses Paddle's ops")
-    if is_dynamic and mask.flash and query.place.is_gpu_place():
+    if is_dynamic and mask.flash and is_on_gpu(query):
         limits = find_flash_limits(query, key, value) | {
             "a dense mask": mask.seen is not None, "soft caps": soft_cap is not None, "sinks": sinks is not None,
             "dropout": dropout > 0,
@@ -151,14 +152,14 @@ def attend(
             return flash_attention(query, key, value, rows, scale)
         log_once(f"attention with {unsupported} uses Paddle's ops in place of flash attention")
     if is_dynamic and mask.seen is None and num_queries == num_keys and query.place.is_cpu_place():
-        blocks = mask.reuse(("blocks", num_keys, window), lambda: make_blocks(batch, num_keys, mask.ends, window))
+        blocks = mask.reuse(("blocks", num_keys, window), lambda: make_query_blocks(batch, num_keys, mask.ends, window))
         if blocks:
             return attend_in_blocks(query, key, value, blocks, scale, soft_cap, sinks, dropout)
     dense = mask.reuse(("dense", num_queries, num_keys, window), make_dense)
     return reference_attention(query, key, value, dense, scale, soft_cap, sinks, dropout)
 
 
-def _size(tensor: Tensor, axis: int) -> Any:
+def _get_size(tensor: Tensor, axis: int) -> Any:
     """A number, or a scalar tensor in a static graph."""
     return tensor.shape[axis] if paddle.in_dynamic_mode() else paddle.shape(tensor)[axis].astype("int32")
 

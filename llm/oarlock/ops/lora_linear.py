@@ -14,7 +14,7 @@ import paddle
 from paddlenlp.peft.lora.lora_layers import LoRALinear
 
 from oarlock.ops import library
-from oarlock.ops.patch import can_fuse, is_as_made
+from oarlock.ops.patch import can_fuse, is_unmodified
 from oarlock.typing import Tensor
 
 
@@ -65,16 +65,17 @@ def fused_lora_mlp(x: Tensor, layers: LoraTriple) -> Tensor:
 def project(x: Tensor, *layers: Any) -> list[Tensor]:
     """Compute linear layers of one input: [layer(x) for layer in layers], with the fused operators where they fit."""
     fused = [_adds_lora(layer, x) for layer in layers]
+    if not any(fused):  # (Paddle can't translate a zip with `strict` into a static graph.)
+        return [layer(x) for layer in layers]
     if all(fused) and len(layers) == 3 and paddle.is_grad_enabled():  # their products accumulate the gradient of x
         found = list(fused_lora_projections(x, _triple(layers)))
     else:
         found = [
-            fused_lora_linear(x, one.weight, one.lora_A, one.lora_B, one.scaling) if fits else one(x)
-            for one, fits in zip(layers, fused, strict=True)
+            fused_lora_linear(x, one.weight, one.lora_A, one.lora_B, one.scaling) if fused[i] else one(x)
+            for i, one in enumerate(layers)  # Paddle's conversion to static graphs knows no strict zip
         ]
     return [
-        out + layer.bias if fits and layer.bias is not None else out
-        for out, layer, fits in zip(found, layers, fused, strict=True)
+        found[i] + layer.bias if fused[i] and layer.bias is not None else found[i] for i, layer in enumerate(layers)
     ]
 
 
@@ -89,7 +90,7 @@ def try_lora_mlp(x: Tensor, gate: Any, up: Any, down: Any) -> Tensor | None:
 def _adds_lora(layer: Any, x: Tensor) -> bool:
     """Whether a layer is plain LoRA with a frozen weight, and has no hooks. Variants (MoRA, dropout) are not."""
     # is_as_made comes first: QLoRA's layers have their own forward and no weight.
-    if type(layer) is not LoRALinear or not is_as_made(layer) or not layer.weight.stop_gradient:
+    if type(layer) is not LoRALinear or not is_unmodified(layer) or not layer.weight.stop_gradient:
         return False
     other = layer.use_mora or layer.lora_use_mixer or layer.pissa or layer.disable_lora or layer.merged
     if other or layer.use_quick_lora or isinstance(layer.lora_dropout, paddle.nn.Dropout):

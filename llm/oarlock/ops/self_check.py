@@ -11,7 +11,7 @@ from paddle.nn import functional
 from oarlock.errors import EnvironmentProblem
 from oarlock.ops import library
 from oarlock.ops.attention_backends.fused import fused_attention
-from oarlock.ops.attention_backends.masks import dense_mask
+from oarlock.ops.attention_backends.masks import make_dense_mask
 from oarlock.ops.attention_backends.reference import reference_attention
 from oarlock.ops.decoder_layer import fused_layer_end, fused_layer_start
 from oarlock.ops.linear_cross_entropy import fused_linear_cross_entropy
@@ -86,7 +86,7 @@ def check_attention() -> None:
     sinks = paddle.to_tensor([0.5, -1.0, 2.0, 0.0], stop_gradient=False)
     names = ("fused attention", *(f"gradient of {name} in the fused attention" for name in ("query", "key", "value")))
     for window, soft_cap, sink in ((None, None, None), (17, 2.0, sinks)):
-        seen = dense_mask(70, 70, ends, window).unsqueeze(1)
+        seen = make_dense_mask(70, 70, ends, window).unsqueeze(1)
         inputs = [query, key, value, *([] if sink is None else [sink])]
         fused, reference = (
             [output, *paddle.grad([output], inputs, [query.detach().cos()])]

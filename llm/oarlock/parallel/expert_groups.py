@@ -33,7 +33,7 @@ def make_expert_groups(plan: ParallelPlan) -> None:
     global _current
     _current = None
     if plan.expert > 1:
-        _current = ExpertGroups(_make_groups(plan.expert_groups()), _make_groups(plan.expert_copies()))
+        _current = ExpertGroups(_make_groups(plan.compute_expert_groups()), _make_groups(plan.compute_expert_copies()))
 
 
 def find_expert_groups() -> ExpertGroups | None:

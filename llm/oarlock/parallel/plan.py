@@ -139,8 +139,8 @@ class ParallelPlan:
         at = self.coordinates(rank)
         return at.data * self.sharding + at.sharding
 
-    def expert_rank(self, rank: int) -> int:
-        """Which of the shares of the experts a rank holds."""
+    def find_expert_rank(self, rank: int) -> int:
+        """Find which of the shares of the experts a rank holds."""
         return self.dataset_rank(rank) % self.expert
 
     def groups(self, axis: Axis) -> list[list[int]]:
@@ -152,19 +152,19 @@ class ParallelPlan:
             for fixed in itertools.product(*map(range, others))
         ]
 
-    def expert_groups(self) -> list[list[int]]:
+    def compute_expert_groups(self) -> list[list[int]]:
         """The groups of ranks that divide the experts of their layers among them."""
         return [
             ranks[begin : begin + self.expert]
-            for ranks in self._replica_groups()
+            for ranks in self._compute_replica_groups()
             for begin in range(0, self.replicas, self.expert)
         ]
 
-    def expert_copies(self) -> list[list[int]]:
+    def compute_expert_copies(self) -> list[list[int]]:
         """The groups of ranks that hold the same experts."""
-        return [ranks[first :: self.expert] for ranks in self._replica_groups() for first in range(self.expert)]
+        return [ranks[first :: self.expert] for ranks in self._compute_replica_groups() for first in range(self.expert)]
 
-    def _replica_groups(self) -> list[list[int]]:
+    def _compute_replica_groups(self) -> list[list[int]]:
         """The ranks of all replicas, for each pair of a pipeline stage and a tensor rank."""
         return [
             [

@@ -65,7 +65,7 @@ def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     flag = "--packing_length" if longer_packs else "--src_length + --tgt_length"
     check_lengths(source, longest + prefix, f"{flag} after the prefix" if prefix else flag)
     if packing:
-        check_packing(source.config, run.plan.pipeline > 1)
+        check_packing(source.config)
     connect_ranks(run, source, longest)
     check_weights(source)
     tokenizer_name = config.model.tokenizer_name_or_path or str(source.folder)

@@ -19,7 +19,7 @@ from oarlock.data.examples.packing import PackedDataset, make_packs, measure_pad
 from oarlock.errors import ConfigError, DataError
 from oarlock.models.packing import ENDS, adapt_attention_mask, check_packing
 from oarlock.ops.attention_backends import masks
-from oarlock.ops.attention_backends.masks import dense_mask, split_row
+from oarlock.ops.attention_backends.masks import make_dense_mask, split_row
 from oarlock.train.finetune import _pack
 
 
@@ -77,7 +77,7 @@ def test_packed_rows_restart_positions_and_mark_where_examples_end():
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 0, 0]]
     assert batch[ENDS].tolist() == [[3, 3, 3, 5, 5, 6], [4, 4, 4, 4, 5, 6]]
     assert batch[ENDS].dtype == np.int32 and batch["num_tokens"].tolist() == [5, 4]
-    seen = dense_mask(*[batch[ENDS].shape[1]] * 2, paddle.to_tensor(batch[ENDS])).numpy()
+    seen = make_dense_mask(*[batch[ENDS].shape[1]] * 2, paddle.to_tensor(batch[ENDS])).numpy()
     blocks = np.zeros([6, 6], bool)
     for start, stop in ((0, 3), (3, 5), (5, 6)):
         blocks[start:stop, start:stop] = np.tri(stop - start, dtype=bool)
@@ -99,11 +99,9 @@ def test_rows_are_cut_between_examples(lengths):
     assert all(a + b > 20 for a, b in pairwise(sizes))  # short ones were joined
 
 
-@pytest.mark.parametrize(
-    ("family", "flash", "dense"), [("llama", True, False), ("llama", False, True), ("gemma", True, True)]
-)
-def test_models_get_the_mask_format_of_their_attention(family, flash, dense):
-    model = SimpleNamespace(config=FakeConfig(model_type=family, use_flash_attention=flash))
+@pytest.mark.parametrize(("family", "dense"), [("llama", False), ("gemma2", False), ("chatglm_v2", True)])
+def test_models_get_the_mask_format_of_their_attention(family, dense):
+    model = SimpleNamespace(config=FakeConfig(model_type=family))
     inputs = {"input_ids": 1, ENDS: paddle.ones([1, 2], dtype="int32")}
     assert (adapt_attention_mask(inputs, model) is inputs) is not dense
     assert ("attention_mask" in adapt_attention_mask(inputs, model)) is dense
@@ -159,27 +157,15 @@ class FakeConfig:
         self.__dict__.update(values)
 
 
-@pytest.mark.parametrize(
-    ("values", "pipeline", "expected"),
-    [
-        *(
-            ({"model_type": name}, False, f"PaddleNLP's {name} does not take")
-            for name in ("opt", "bloom", "gptj", "glm")
-        ),
-        ({"alibi": True}, False, "ALiBi"),
-        ({"model_type": "gemma"}, True, "--pipeline_parallel_degree 1"),
-    ],
-)
-def test_models_that_mix_packed_examples_are_refused(values, pipeline, expected):
-    with pytest.raises(ConfigError, match=expected):
-        check_packing(FakeConfig(**values), pipeline)
+@pytest.mark.parametrize("name", ["opt", "bloom", "gptj", "glm"])
+def test_models_that_mix_packed_examples_are_refused(name):
+    with pytest.raises(ConfigError, match=f"PaddleNLP's {name} does not take"):
+        check_packing(FakeConfig(model_type=name))
 
 
-def test_an_environment_that_drops_masks_is_refused(monkeypatch):
-    check_packing(FakeConfig(), pipeline=True)
-    monkeypatch.setenv("USE_CASUAL_MASK", "True")
-    with pytest.raises(ConfigError, match="unset it"):
-        check_packing(FakeConfig())
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "chatglm_v2"])
+def test_models_that_keep_packed_examples_apart_are_not_refused(name):
+    check_packing(FakeConfig(model_type=name))
 
 
 def test_packing_options():

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from oarlock.errors import ModelError
+from oarlock.export.checks.config import check_config
 from oarlock.families.registry import FAMILIES
 from oarlock.model_config.decoder_config import DecoderConfig
 from oarlock.model_config.hf_config import to_hugging_face
 from oarlock.model_config.load import find_config_class, make_config, read_config
 from oarlock.weights.save import save_config
+from oarlock.weights.weight_folder import WeightFolder
 from support.tiny_configs import TINY_CONFIGS
 
 OWN = [name for name, fields in TINY_CONFIGS.items() if FAMILIES[fields["model_type"]].own_config]
@@ -61,3 +66,41 @@ def test_defaults_are_not_shared_between_configurations():
     first, second = (find_config_class("qwen3_moe")() for _ in range(2))
     first.mlp_only_layers = [0]
     assert second.mlp_only_layers is None
+
+
+@pytest.mark.parametrize("name", TINY_CONFIGS)
+def test_the_checker_of_exports_accepts_what_is_written(name):
+    content = to_hugging_face(make_config(TINY_CONFIGS[name], "x"), "float32", "x")
+    assert not [finding for server in ("hf", "vllm") for finding in check_config(content, server)]
+
+
+# the layout of weights whose names are the same in both
+
+
+WEIGHTS = {"model.embed_tokens.weight": (64, 8), "model.layers.0.mlp.gate_proj.weight": (16, 8)}
+TURNED = {"model.embed_tokens.weight": (64, 8), "model.layers.0.mlp.gate_proj.weight": (8, 16)}
+SQUARE = {"model.embed_tokens.weight": (64, 8), "model.layers.0.self_attn.q_proj.weight": (8, 8), "model.layers.0.self_attn.o_proj.weight": (8, 8)}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shapes", "metadata", "expected"),
+    [
+        (WEIGHTS, {"format": "pt"}, "pt"),
+        (WEIGHTS, {}, "pt"),
+        (TURNED, {"format": "np"}, "np"),
+        (TURNED, {}, "np"),
+        (SQUARE, {"format": "np"}, "np"),
+        (SQUARE, {"format": "pt"}, "pt"),
+        (SQUARE, {}, r"nothing tells whether its matrices are \[in, out\] or \[out, in\]"),
+        (WEIGHTS, {"format": "np"}, "format 'np', and its tensors have names or shapes of the other layout"),
+        (TURNED, {"format": "pt"}, "format 'pt', and its tensors have names or shapes of the other layout"),
+    ],
+)
+def test_the_layout_is_told_by_the_header_then_by_shapes(tmp_path, shapes, metadata, expected):
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    save_file(tensors, tmp_path / "model.safetensors", metadata or None)
+    if len(expected) == 2:
+        assert WeightFolder.open(tmp_path).layout == expected
+        return
+    with pytest.raises(ModelError, match=expected):
+        WeightFolder.open(tmp_path)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from exact_attention import KINDS, exact_attention, make_ends, make_seen
+from oarlock.environment import console
 from oarlock.environment.paddle_import import import_paddle
 from oarlock.ops import attention, library, patch
 from oarlock.ops.attention import AttentionMask, attend, make_mask
@@ -18,7 +19,7 @@ import paddle  # noqa: E402
 from oarlock.ops.attention_backends import flash, masks, reference  # noqa: E402
 
 SCALE = 0.3
-FEATURES = list(itertools.product([None, 1, 5, 70], [None, 3.0], [False, True]))  # windows, caps, sinks
+FEATURES = list(itertools.product([None, 5, 70], [None, 3.0], [False, True]))  # windows, caps, sinks
 
 
 @pytest.fixture(params=["fused", "reference"])
@@ -59,7 +60,7 @@ def require_close(found, expected, tolerance=1e-5):
 @pytest.mark.parametrize("kind", [*KINDS, "a mask of its own"])
 def test_everything_together(backend, kind, window, soft_cap, has_sinks):
     random = np.random.default_rng(window)
-    for queries, keys, dim, value_dim in ((203, 203, 16, 16), (3, 130, 24, 20), (70, 81, 8, 33)):
+    for queries, keys, dim, value_dim in ((150, 150, 16, 16), (3, 130, 24, 20), (70, 81, 8, 33)):
         arrays = make_arrays(random, 2, queries, keys, dim=dim, value_dim=value_dim)
         sinks = random.normal(0, 1, 4).astype(np.float32) if has_sinks else None
         if kind == "a mask of its own":
@@ -102,40 +103,61 @@ def test_blocks_of_packed_rows_and_windows_are_small():
     """No block holds more scores than a row of 128 queries with what they see."""
     ends = np.concatenate([make_ends(np.random.default_rng(1), "packed", 2, 2000), np.full((1, 2000), 2000, np.int32)])
     for window in (None, 64, 300):
-        blocks = masks.make_blocks(2, 2000, paddle.to_tensor(ends[:2]), window)
+        blocks = masks.make_query_blocks(2, 2000, paddle.to_tensor(ends[:2]), window)
         assert sum(block.stop - block.start for block in blocks) == 4000
         assert max(block.stop - block.first_key for block in blocks) <= 700
-    in_windows = masks.make_blocks(1, 2000, None, 300)
+    in_windows = masks.make_query_blocks(1, 2000, None, 300)
     assert max(block.seen.shape[-1] for block in in_windows) == 599
 
 
-@pytest.mark.parametrize("kind", ["causal", "packed", "left padding"])
-@pytest.mark.parametrize("window", [None, 5, 70, 500])
-def test_flash_gets_the_rows_of_the_mask(kind, window, monkeypatch):
-    """With FlashMask in Paddle's ops, by its definition: causal, and rows from startend_row_indices on are hidden."""
+@pytest.fixture
+def flash_calls(monkeypatch):
+    """FlashAttention and FlashMask in Paddle's ops, by their definition: rows from an index on do not see a key."""
 
-    def flashmask(query, key, value, rows, causal):
+    def attend_to_rows(query, key, value, rows, causal):
         calls.append(rows)
         assert causal and rows.dtype == paddle.int32 and query.shape[-1] == value.shape[-1]
         places = paddle.arange(key.shape[1], dtype="int32").unsqueeze(1)
         seen = (places.t() <= places) & (places < rows.squeeze(-1).unsqueeze(2))
         return reference.reference_attention(query, key, value, seen, query.shape[-1] ** -0.5)
 
-    def flash_plain(query, key, value, causal):
+    def attend_to_all(query, key, value, causal):
         calls.append(None)
-        seen = masks.dense_mask(query.shape[1], key.shape[1]).unsqueeze(1)
+        assert causal and query.shape[-1] == value.shape[-1]
+        seen = masks.make_dense_mask(query.shape[1], key.shape[1]).unsqueeze(1)
         return reference.reference_attention(query, key, value, seen, query.shape[-1] ** -0.5), None
 
     calls = []
-    monkeypatch.setattr(flash.functional, "flashmask_attention", flashmask)
-    monkeypatch.setattr(flash.functional.flash_attention, "flash_attention", flash_plain)
+    monkeypatch.setattr(flash.functional, "flashmask_attention", attend_to_rows)
+    monkeypatch.setattr(flash.functional.flash_attention, "flash_attention", attend_to_all)
+    monkeypatch.setattr(attention, "is_on_gpu", lambda tensor: True)
+    return calls
+
+
+@pytest.mark.parametrize("kind", ["causal", "packed", "left padding"])
+@pytest.mark.parametrize("window", [None, 5, 70, 500])
+def test_flash_gets_the_rows_of_the_mask(kind, window, flash_calls, monkeypatch):
+    monkeypatch.setattr(attention, "find_flash_limits", lambda *tensors: {})  # float32, to compare
     random = np.random.default_rng(0)
     arrays = make_arrays(random, 2, 150, 150, dim=24, value_dim=16)
     ends = None if kind == "causal" else make_ends(random, kind, 2, 150)
-    rows = masks.make_row_indices(2, 150, None if ends is None else paddle.to_tensor(ends), window)
-    found = flash.flash_attention(*map(paddle.to_tensor, arrays[:3]), rows, SCALE)
-    require_close([found], exact_attention(*arrays, make_seen(150, 150, ends, window), SCALE)[:1])
-    assert len(calls) == 1 and (calls[0] is None) == (ends is None and window in (None, 500))
+    mask = make_mask(ends=None if ends is None else paddle.to_tensor(ends), flash=True)
+    found = run(arrays, mask, window=window)
+    require_close(found, exact_attention(*arrays, make_seen(150, 150, ends, window), SCALE))
+    assert len(flash_calls) == 1 and (flash_calls[0] is None) == (ends is None and window in (None, 500))
+
+
+def test_why_flash_is_not_used_is_logged_once(flash_calls, capsys, monkeypatch):
+    monkeypatch.setattr(console, "_logged", set())
+    random = np.random.default_rng(0)
+    arrays = make_arrays(random, 1, 9, 9)
+    sinks = np.zeros(4, np.float32)
+    for _ in range(2):
+        run(arrays, make_mask(flash=True), sinks, soft_cap=2.0)
+    run(arrays, make_mask(flash=False), sinks, soft_cap=2.0)
+    said = [line for line in capsys.readouterr().out.splitlines() if "flash attention" in line]
+    reason = "attention with float32 tensors, soft caps, sinks uses Paddle's ops in place of flash attention"
+    assert said == [f"oarlock: {reason}"] and not flash_calls
 
 
 def test_what_flash_does_not_take_is_named():

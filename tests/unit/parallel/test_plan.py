@@ -53,13 +53,18 @@ def test_ranks_that_hold_one_copy_of_the_model_read_the_same_data(plan):
 def test_experts_are_divided_among_consecutive_replicas_of_the_same_stage_and_tensor_rank(plan, expert):
     assume(plan.replicas % expert == 0)
     plan = replace(plan, expert=expert)
-    for groups, size in ((plan.expert_groups(), expert), (plan.expert_copies(), plan.replicas // expert)):
+    for groups, size in (
+        (plan.compute_expert_groups(), expert),
+        (plan.compute_expert_copies(), plan.replicas // expert),
+    ):
         assert sorted(rank for group in groups for rank in group) == list(range(plan.world_size))
         assert {len(group) for group in groups} == {size}
         for group in groups:
             assert len({plan.coordinates(rank)[1::2] for rank in group}) == 1  # pipeline and tensor
-    assert all([plan.expert_rank(rank) for rank in group] == list(range(expert)) for group in plan.expert_groups())
-    assert all(len({plan.expert_rank(rank) for rank in group}) == 1 for group in plan.expert_copies())
+    assert all(
+        [plan.find_expert_rank(rank) for rank in group] == list(range(expert)) for group in plan.compute_expert_groups()
+    )
+    assert all(len({plan.find_expert_rank(rank) for rank in group}) == 1 for group in plan.compute_expert_copies())
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,13 @@ _ROPE_NEEDS: dict[str, tuple[str, ...]] = {
     "longrope": ("short_factor", "long_factor"),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
+# Which layers are of another kind: null, 0 and no value have a meaning.
+_LAYER_PATTERNS = frozenset(
+    {
+        *("sliding_window", "max_window_layers", "sliding_window_pattern", "no_rope_layer_interval"),
+        *("decoder_sparse_step", "first_k_dense_replace", "q_lora_rank"),
+    }
+)
 _EXPORT = "Export the model again with `oarlock export`"
 _VOCABULARIES = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 
@@ -79,13 +86,13 @@ def _check_family(config: dict[str, Any], server: str) -> list[Finding]:
         return [Finding("architecture", "config.json, model_type", problem, _EXPORT)]
     words = HF_CONFIGS[family]
     given = {words.aliases.get(key, key) for key, value in config.items() if value is not None}
-    sizes = {key: words.fields.get(words.aliases.get(key, key)) for key in config}
+    sizes = {key: words.fields.get(words.aliases.get(key, key)) for key in config if key not in _LAYER_PATTERNS}
     wrong = [key for key, default in sizes.items() if _is_size(default) and not _is_size_value(config[key], default)]
     wrong += [key for key in LENGTHS if key not in wrong and not _is_size_value(config.get(key), 1)]
     if wrong:
         problem = "must be a number above 0"
         return [Finding("config", f"config.json, {shown(sorted(wrong))}", problem, _EXPORT)]
-    gone = [key for key, default in words.fields.items() if _is_size(default) and key not in given]
+    gone = [key for key, default in words.fields.items() if _is_size(default) and key not in {*given, *_LAYER_PATTERNS}]
     if gone:
         problem = "missing, and the default is wrong for this model"
         return [Finding("config", f"config.json, {shown(gone)}", problem, _EXPORT)]

@@ -6,7 +6,7 @@ from typing import Any
 
 from oarlock.families.architecture import Architecture
 from oarlock.families.config_reading import make_blocks, read_architecture, read_attention, read_mlp, read_partial_rope
-from oarlock.families.family import Family, HFConfig, Packing
+from oarlock.families.family import Family, HFConfig
 from oarlock.families.shared import (
     BATCH_FIRST,
     FUSED_PROJECTIONS,
@@ -59,6 +59,5 @@ FAMILY = Family(
         unread=UNSCALED_ROTARY,
         gelu_is_approximate=True,
     ),
-    packing=Packing(takes_ends=True),
     servers=HF_SERVERS,
 )

@@ -7,7 +7,7 @@ from typing import Any
 from oarlock.errors import ModelError
 from oarlock.families.architecture import Architecture
 from oarlock.families.config_reading import make_blocks, read_architecture, read_attention, read_mlp, read_partial_rope
-from oarlock.families.family import Family, HFConfig, Packing
+from oarlock.families.family import Family, HFConfig
 from oarlock.families.rope import SCALED_ROTARY
 from oarlock.families.shared import (
     BATCH_FIRST,
@@ -67,7 +67,6 @@ FAMILY = Family(
         activation="hidden_act",
         scaled_rotary=SCALED_ROTARY | {"ntk"},
     ),
-    packing=Packing(takes_ends=True),
     servers=HF_SERVERS | {"fastdeploy"},
     server_notes={
         "fastdeploy": "FastDeploy has no Llama of its own and runs it through PaddleFormers, more slowly",

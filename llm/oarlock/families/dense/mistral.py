@@ -6,7 +6,7 @@ from typing import Any
 
 from oarlock.families.architecture import Architecture
 from oarlock.families.config_reading import make_blocks, read_architecture, read_attention, read_mlp, read_partial_rope
-from oarlock.families.family import Family, HFConfig, Packing
+from oarlock.families.family import Family, HFConfig
 from oarlock.families.shared import BATCH_FIRST, GATED_MLP, HF_SERVERS, SPLIT_ATTENTION, UNSCALED_ROTARY
 
 
@@ -50,6 +50,5 @@ FAMILY = Family(
         unread=UNSCALED_ROTARY,
         activation="hidden_act",
     ),
-    packing=Packing(takes_ends=True),
     servers=HF_SERVERS,
 )

@@ -13,7 +13,7 @@ from oarlock.families.config_reading import (
     read_partial_rope,
     read_windows,
 )
-from oarlock.families.family import Family, HFConfig, Packing
+from oarlock.families.family import Family, HFConfig
 from oarlock.families.shared import (
     BATCH_FIRST,
     FUSED_PROJECTIONS,
@@ -67,6 +67,5 @@ FAMILY = Family(
         activation="hidden_act",
     ),
     hf_resplits_text=True,
-    packing=Packing(takes_ends=True),
     servers=HF_SERVERS | {"fastdeploy"},
 )

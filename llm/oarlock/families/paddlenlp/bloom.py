@@ -13,7 +13,6 @@ FAMILY = Family(
     kv_axes=BATCH_FIRST,
     positions_follow_prefix=True,
     gated_mlp=False,
-    padded_embedding=True,
     linear_init_is_wrong=True,
     hf_config=HFConfig(
         fields={

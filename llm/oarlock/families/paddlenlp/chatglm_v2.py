@@ -1,6 +1,6 @@
 """ChatGLM2."""
 
-from oarlock.families.family import Family, Packing, PublishedName
+from oarlock.families.family import Family, PublishedName
 from oarlock.families.shared import MEGATRON_LINEARS, TOKEN_FIRST
 
 FAMILY = Family(
@@ -27,5 +27,5 @@ FAMILY = Family(
         "classifier_dropout": (),
     },
     forward="cache_flag",
-    packing=Packing(),
+    packing=True,
 )

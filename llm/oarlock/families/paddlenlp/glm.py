@@ -17,7 +17,6 @@ FAMILY = Family(
         "blank filling",
     },
     gated_mlp=False,
-    padded_embedding=True,
     paddlenlp_tokenizer="GLMGPT2Tokenizer",
     hf_weights=False,
     paddle_values={"relative_encoding": (False,), "spell_length": ()},

@@ -51,7 +51,6 @@ FAMILY = Family(
         "logits, so two ranks would train a different model",
     },
     gated_mlp=False,
-    padded_embedding=True,
     untied_heads=(
         ("lm_head.decoder_weight", "opt.embeddings.word_embeddings.weight"),  # in Paddle's layout
         ("lm_head.weight", "model.decoder.embed_tokens.weight"),

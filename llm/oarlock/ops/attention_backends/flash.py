@@ -13,6 +13,11 @@ from oarlock.typing import Tensor
 _LARGEST_HEAD = 256
 
 
+def is_on_gpu(tensor: Tensor) -> bool:
+    """Whether a tensor of a dynamic graph is in a GPU's memory."""
+    return bool(tensor.place.is_gpu_place())
+
+
 def find_flash_limits(query: Tensor, key: Tensor, value: Tensor) -> dict[str, bool]:
     """Name what FlashAttention does not support, and whether these tensors have it."""
     dim, value_dim = query.shape[-1], value.shape[-1]

@@ -31,7 +31,7 @@ def fused_attention(
         ends: of a causal mask, see oarlock.ops.attention_backends.masks.
         bias: float32 [batch, 1 or heads, queries, keys], added to the scores. Nothing else is masked then.
         scale: of the scores, by default 1 / sqrt(head_dim).
-        window, soft_cap, sinks: see oarlock.ops.attention.attend. There is no window beside a bias.
+        window, soft_cap, sinks: see oarlock.ops.attention.attend. A bias and a window exclude each other.
 
     Raises:
         ValueError: if shapes or types don't fit.

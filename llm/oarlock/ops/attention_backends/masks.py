@@ -35,7 +35,7 @@ class Block:
     seen: Tensor
 
 
-def dense_mask(num_queries: Any, num_keys: Any, ends: Tensor | None = None, window: int | None = None) -> Tensor:
+def make_dense_mask(num_queries: Any, num_keys: Any, ends: Tensor | None = None, window: int | None = None) -> Tensor:
     """Make a mask, bool [batch or 1, queries, keys], that is true if a query attends to a key.
 
     Args:
@@ -45,11 +45,11 @@ def dense_mask(num_queries: Any, num_keys: Any, ends: Tensor | None = None, wind
     seeing = paddle.arange(num_keys - num_queries, num_keys, dtype="int32").unsqueeze(1)
     seen = (paddle.arange(num_keys, dtype="int32") <= seeing).unsqueeze(0)
     if window is not None:
-        seen = seen & window_mask(num_queries, num_keys, window)
+        seen = seen & make_window_mask(num_queries, num_keys, window)
     return seen if ends is None else seen & (seeing < ends.unsqueeze(1))
 
 
-def window_mask(num_queries: Any, num_keys: Any, window: int) -> Tensor:
+def make_window_mask(num_queries: Any, num_keys: Any, window: int) -> Tensor:
     """Make a mask, bool [1, queries, keys], that is false for keys before a query's window. Keys after it are seen."""
     seeing = paddle.arange(num_keys - num_queries, num_keys, dtype="int32").unsqueeze(1)
     return (paddle.arange(num_keys, dtype="int32") > seeing - window).unsqueeze(0)
@@ -68,7 +68,7 @@ def make_row_indices(batch: int, num_keys: int, ends: Tensor | None, window: int
     return None if rows is None else rows.reshape([batch, 1, num_keys, 1])
 
 
-def make_blocks(batch: int, num_keys: int, ends: Tensor | None, window: int | None) -> list[Block]:
+def make_query_blocks(batch: int, num_keys: int, ends: Tensor | None, window: int | None) -> list[Block]:
     """Split rows with as many queries as keys into blocks, whose scores need less memory than those of full rows.
 
     Returns:
@@ -86,7 +86,7 @@ def make_blocks(batch: int, num_keys: int, ends: Tensor | None, window: int | No
     for row, first, start, stop in ranges if len(ranges) > batch else ():
         first_key = first if window is None else max(first, start - window + 1)
         of_keys = None if places is None else paddle.to_tensor(places[row : row + 1, first_key:stop] - first_key)
-        seen = dense_mask(stop - start, stop - first_key, of_keys, window).unsqueeze(1)
+        seen = make_dense_mask(stop - start, stop - first_key, of_keys, window).unsqueeze(1)
         blocks.append(Block(row, first_key, start, stop, seen))
     return blocks
 

@@ -72,19 +72,19 @@ class DividedExperts:
         if not self._parameters or not isinstance(optimizer, HybridParallelOptimizer):
             return
         sync = optimizer._hybrid_sync_grad
-        optimizer._hybrid_sync_grad = lambda parameters: sync(_shared_ones(parameters))
+        optimizer._hybrid_sync_grad = lambda parameters: sync(_select_shared(parameters))
         if isinstance(optimizer._inner_opt, DygraphShardingOptimizer):
             _leave_out_of_sharding(optimizer._inner_opt)
 
 
-def _shared_ones(parameters: Sequence[Any]) -> list[Any]:
+def _select_shared(parameters: Sequence[Any]) -> list[Any]:
     return [parameter for parameter in parameters if not is_divided(parameter)]
 
 
 def _leave_out_of_sharding(optimizer: Any) -> None:
     """Assign the other parameters to sharding ranks anew; every rank updates its experts, and keeps them to itself."""
     everything, me = optimizer._parameter_list, optimizer._sharding_rank
-    optimizer._parameter_list = _shared_ones(everything)
+    optimizer._parameter_list = _select_shared(everything)
     sharded = optimizer._partition_parameters()
     optimizer._parameter_list = everything
     experts = [parameter for parameter in everything if is_divided(parameter)]
@@ -94,7 +94,7 @@ def _leave_out_of_sharding(optimizer: Any) -> None:
     for name in ("_parameter_list", "_param_groups"):
         optimizer._set_inner_opt_attr(name, updated[me])
     reduce, broadcast = optimizer.reduce_gradients, optimizer._sharding_sync_parameters
-    optimizer.reduce_gradients = lambda parameters, hcg: reduce(_shared_ones(parameters), hcg)
+    optimizer.reduce_gradients = lambda parameters, hcg: reduce(_select_shared(parameters), hcg)
 
     def broadcast_sharded() -> None:
         optimizer._rank2params = sharded

@@ -96,7 +96,7 @@ def run_rank(
     if tuning:
         collator = (PackCollator if packing else FinetuneCollator)(vocab, 0, run.plan.length_multiple)
     if packing:
-        check_packing(source.config, run.plan.pipeline > 1)
+        check_packing(source.config)
         train_set = PackedDataset(data, config.data.row_length, config.runtime.seed)
     resume = find_resume_point(config, "made up")
     trainer = make_trainer(
@@ -225,13 +225,15 @@ class _Recorder(TrainerCallback):
             return
         from oarlock.cpu_ranks import process_group
 
+        self.report.collectives = {}
         for group in process_group.groups():
             if reset:
                 group.reset_statistics()
                 continue
             for operation, (calls, num_bytes) in group.statistics().items():
                 name = f"{operation} over {','.join(map(str, group.ranks))}"
-                self.report.collectives[name] = [calls, num_bytes]
+                others = self.report.collectives.get(name, [0, 0])  # several groups may be of the same ranks
+                self.report.collectives[name] = [others[0] + calls, others[1] + num_bytes]
 
     def _compare(self, step: int) -> None:
         assert self.reference is not None

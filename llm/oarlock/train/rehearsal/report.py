@@ -53,7 +53,7 @@ def _format_ranks(verdict: Verdict) -> list[str]:
     for rank, report in enumerate(verdict.reports):
         at = plan.coordinates(rank)
         sizes = (report.parameter_bytes, report.gradient_bytes, report.optimizer_bytes)
-        place = (at.data, at.pipeline, at.sharding, at.tensor, plan.expert_rank(rank))[: len(axes)]
+        place = (at.data, at.pipeline, at.sharding, at.tensor, plan.find_expert_rank(rank))[: len(axes)]
         rows.append((str(rank), *map(str, place), *(f"{size:,} B" for size in sizes), f"{report.difference:.1e}"))
     one = verdict.reference
     sizes = (one.parameter_bytes, one.gradient_bytes, one.optimizer_bytes)
@@ -64,7 +64,9 @@ def _format_ranks(verdict: Verdict) -> list[str]:
 def _format_traffic(verdict: Verdict) -> list[str]:
     """Format the collectives of the last step by kind of group, for the busiest rank of each kind."""
     plan = verdict.plan
-    groups = [("experts", plan.expert_groups()), ("same experts", plan.expert_copies())] if plan.expert > 1 else []
+    groups: list[tuple[str, list[list[int]]]] = []
+    if plan.expert > 1:
+        groups += [("experts", plan.compute_expert_groups()), ("same experts", plan.compute_expert_copies())]
     groups += [(axis, plan.groups(axis)) for axis in AXES]
     kinds = {tuple(ranks): kind for kind, listed in groups for ranks in listed}
     found: dict[tuple[str, str], tuple[int, int]] = {}

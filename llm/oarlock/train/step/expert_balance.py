@@ -24,7 +24,8 @@ class ExpertBalance:
     def __init__(self, model: nn.Layer, plan: ParallelPlan) -> None:
         layers = model.sublayers(include_self=True)
         self._mixtures = [layer for layer in layers if isinstance(layer, MixtureOfExperts)]
-        blocks = next((layer.architecture.blocks for layer in layers if hasattr(layer, "architecture")), ())
+        found = (getattr(layer, "architecture", None) for layer in layers)  # (OPT has None for what it lacks)
+        blocks = next((architecture.blocks for architecture in found if architecture is not None), ())
         self._num_mixtures = sum(isinstance(block.mlp, MoE) for block in blocks)  # of all pipeline stages
         self._plan = plan
 
