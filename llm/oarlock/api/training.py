@@ -81,7 +81,7 @@ def pretrain(config: str | Path | LoadedConfig[PretrainConfig] | None = None, **
         ConfigError: the configuration is wrong.
         EnvironmentProblem: something on this machine is missing, or the call is not in the main thread, which handles
             signals.
-        OarlockError: any other failure; its class says of what: DataError, ModelError, CheckpointError, TrainingError.
+        OarlockError: any other failure, as one of DataError, ModelError, CheckpointError and TrainingError.
 
     Example:
         >>> result = pretrain(
@@ -95,17 +95,9 @@ def pretrain(config: str | Path | LoadedConfig[PretrainConfig] | None = None, **
 
 
 def finetune(config: str | Path | LoadedConfig[FinetuneConfig] | None = None, **options: Any) -> TrainingResult:
-    """Fine-tune a model, as `oarlock finetune` does. What is said of `pretrain` holds here too.
+    """Fine-tune a model, as `oarlock finetune` does.
 
-    Args:
-        config: a recipe (its name or its YAML file), or what `load_config` returned.
-        options: options by their names on the command line; not together with the result of `load_config`.
-
-    Raises:
-        ConfigError: the configuration is wrong.
-        EnvironmentProblem: something on this machine is missing, or the call is not in the main thread, which handles
-            signals.
-        OarlockError: any other failure; its class says of what: DataError, ModelError, CheckpointError, TrainingError.
+    Arguments, errors, resuming and the use of several ranks are as in `pretrain`.
 
     Example:
         >>> result = finetune("lora_7b", model_name_or_path="output/base", output_dir="output/lora", max_steps=20)

@@ -185,7 +185,7 @@ def test_sharding_with_data_and_tensor_parallel_is_accepted(degrees):
             plan_of(tensor=2),
             {"family": "opt"},
             "--tensor_parallel_degree 2: opt has none: PaddleNLP's OPTLMHead neither sums its input's gradient over the "
-            "ranks nor gathers the logits, so two ranks would train a different model; drop the flag",
+            "ranks nor gathers the logits, so the trained model would be wrong; drop the flag",
         ),
     ],
 )
