@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 from oarlock.config import FinetuneConfig, LoadedConfig, PretrainConfig
 from oarlock.config.load import load_options
 from oarlock.environment.paddle_import import import_paddle
-from oarlock.environment.signals import signals_restored
+from oarlock.environment.signals import restore_signals
 from oarlock.errors import EnvironmentProblem, OarlockError, TrainingError, notify_failure_listeners
 from oarlock.formats.json_file import parse_json
 
@@ -139,7 +139,7 @@ def _train(loaded: LoadedConfig[Any]) -> TrainingResult:
     if threading.current_thread() is not threading.main_thread():
         raise EnvironmentProblem("training has to run in the main thread of a program: it handles SIGTERM and Ctrl-C")
     output_dir = Path(loaded.config.checkpoint.output_dir)
-    with signals_restored():
+    with restore_signals():
         try:
             run_training(loaded)
         except OarlockError as error:

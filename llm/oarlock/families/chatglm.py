@@ -12,7 +12,8 @@ FAMILY = Family(
     lora_targets=MEGATRON_LINEARS,
     kv_axes=TOKEN_FIRST,
     why_not={
-        "hf_weights": "PaddleNLP has no table of its Hugging Face weight names; convert the weights to Paddle's format first",
+        "hf_weights": "PaddleNLP has no table of its Hugging Face weight names; convert the weights to Paddle's format "
+        "first",
         "hf_config": "transformers has no ChatGLM (its published models come with their own code)",
     },
     gated_mlp=False,

@@ -14,7 +14,7 @@ import paddle
 from paddle.distributed import collective, fleet
 
 from oarlock.compat.patch import AppliedPatches
-from oarlock.compat.patches import patches_of
+from oarlock.compat.patches import list_patches
 from oarlock.environment.console import log_once
 from oarlock.ops import library
 from oarlock.ops.adamw import fused_adamw
@@ -107,7 +107,7 @@ def replace_adamw(original: Function) -> Function:
 
 _DEFERS = "oarlock_defers_logits"
 _is_deferring = False  # while such a head's forward runs
-PATCHES = patches_of(__name__)
+PATCHES = list_patches(__name__)
 _applied = AppliedPatches()
 
 
