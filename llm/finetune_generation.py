@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # oarlock lies beside this file; no install is needed
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # oarlock is in this folder; no install is needed
 
 from oarlock.cli.commands.train import finetune
 from oarlock.errors import exit_with

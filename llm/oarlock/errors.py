@@ -48,7 +48,7 @@ class CheckpointError(OarlockError):
 
 
 class TrainingError(OarlockError):
-    """Training can't go on (NaN loss, for example)."""
+    """Training can't continue, for example because the loss is NaN."""
 
 
 class OutputLost(TrainingError):

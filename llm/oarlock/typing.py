@@ -1,4 +1,4 @@
-"""Types that stand for Paddle's, whose own have no annotations."""
+"""Type aliases for Paddle's classes, which have no annotations."""
 
 from typing import Any
 

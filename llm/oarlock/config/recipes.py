@@ -19,7 +19,7 @@ _LONGEST_NAME = 64
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the first line of a recipe says.
+    """The first line of a recipe.
 
     Attributes:
         name: by which `oarlock pretrain` and `oarlock finetune` find it.

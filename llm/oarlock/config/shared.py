@@ -253,7 +253,7 @@ class LoggingSection:
 
 @dataclass(frozen=True)
 class EvaluationSection:
-    """What to do, and evaluation"""
+    """Actions and evaluation"""
 
     do_train: bool = option(False, may_change=True)
     """Train. Without it, the model is only evaluated."""

@@ -117,13 +117,13 @@ class Family:
         kv_axes: order of "batch", "token" and "head" in the keys and values a layer accepts (the size of a head is
             last). Empty where prefix tuning can't pass any.
         positions_follow_prefix: text positions continue after a trained prefix; elsewhere they start at 0.
-        why_not: attribute -> the reason, where a reader may expect what is missing.
+        why_not: attribute -> the reason why the family lacks it.
         published_as: another name in published files.
         gated_mlp: the feed-forward has a third, gating matrix.
         free_head_dim: the size of a head is a field of its own, not hidden size / heads.
         head_size_multiple: what the size of a head has to be divisible by.
-        never_tied: the output layer never shares the embedding's weights, whatever tie_word_embeddings says.
-        padded_embedding: the embedding is told which row is padding.
+        never_tied: the output layer never shares the embedding's weights, whatever tie_word_embeddings is.
+        padded_embedding: the embedding has a padding_idx.
         layer_tables: what every layer precomputes for max_position_embeddings: rotary tables, or a causal mask.
         sliding_window: which layers look back over `sliding_window` tokens only.
         untied_heads: (output layer, embedding) in the names of either layout, where a folder may store both.

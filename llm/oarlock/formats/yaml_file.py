@@ -24,14 +24,14 @@ _CORE = {f"{_PREFIX}{name}" for name in ("null", "bool", "int", "float", "str", 
 
 @dataclass
 class Budget:
-    """What may still be read of files that belong together (a recipe and its includes)."""
+    """The remaining size of files that are read together (a recipe and its includes)."""
 
     bytes: int = MAX_BYTES
     nodes: int = MAX_NODES
 
 
 class _Problem(Exception):
-    """What is wrong, and the line (from 1)."""
+    """A fault and its line (from 1)."""
 
     def __init__(self, line: int, sentence: str) -> None:
         super().__init__(sentence)

@@ -84,7 +84,7 @@ def read_sampling_defaults(generation: Mapping[str, Any], place: str = GENERATIO
 
     As in transformers, the temperature applies if do_sample is true (or PaddleNLP's decode_strategy is "sampling");
     else the
-    likeliest token is chosen. Without a top_k there is no limit (as in vLLM; transformers uses 50).
+    most likely token is chosen. Without a top_k there is no limit (as in vLLM; transformers uses 50).
 
     Raises:
         ModelError: for a value out of its range.

@@ -99,7 +99,7 @@ def make_position_pairs(config: Any, ids: paddle.Tensor, mask: paddle.Tensor | N
 
     A token of the text has its position and 0. In the two-part form, a token of the answer has the position of the
     [gMASK]
-    it stands for, and counts the answer's tokens from 1 (ChatGLMPretrainedModel.get_position_ids; GLM, arXiv
+    it replaces, and counts the answer's tokens from 1 (ChatGLMPretrainedModel.get_position_ids; GLM, arXiv
     2103.10360,
     section 2.1).
     """

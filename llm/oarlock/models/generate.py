@@ -78,7 +78,7 @@ def generate_without_cache(
     """Generate with a full forward pass for every new token.
 
     Args:
-        next_ids: returns the likeliest next token of each row.
+        next_ids: returns the most likely next token of each row.
         ends: tokens that end an answer.
     """
     answers: list[list[int]] = [[] for _ in rows]

@@ -41,7 +41,7 @@ class Range:
         return is_above and (most is None or value <= most)
 
     def __call__(self, value: Any) -> str | None:
-        """What is wrong with a value, or None: the form of a check in config/options.py."""
+        """Return the fault of a value, or None, as checks in config/options.py do."""
         return None if self.is_number(value) and self.holds(value) else f"must be {self.words}"
 
     def _describe(self) -> str:
