@@ -11,10 +11,10 @@ back.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import os
+import socket
 import statistics
 import tempfile
 import time
@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import load_average, report
+from common import load_average, make_parser, report
 
 SMALL_BYTES = (4, 4096, 65536)
 CALLS = 500
@@ -34,8 +34,12 @@ def repeat(call: Callable[..., Any], *arguments: Any) -> None:
         call(*arguments)
 
 
-def measure(megabytes: int, rounds: int, result: Path) -> int:
-    """On every rank; rank 0 writes the figures."""
+def measure(megabytes: int, rounds: int, port: int, result: Path) -> int:
+    """On every rank; rank 0 writes the figures.
+
+    Args:
+        port: a free one, of the store through which Paddle's Gloo group finds its ranks.
+    """
     import numpy as np
     import paddle
     import paddle.distributed as dist
@@ -48,7 +52,7 @@ def measure(megabytes: int, rounds: int, result: Path) -> int:
     dist.init_parallel_env()
     rank, ranks = dist.get_rank(), dist.get_world_size()
     ours = _get_default_group().process_group
-    gloo = core.ProcessGroupGloo.create(core.create_or_get_global_tcp_store(), rank, ranks, 1)
+    gloo = core.ProcessGroupGloo.create(core.TCPStore("127.0.0.1", port, rank == 0, ranks), rank, ranks, 1)
     tensor = paddle.ones([megabytes << 18])
     source = np.ones(megabytes << 18, np.float32)
     target = np.zeros_like(source)
@@ -97,7 +101,7 @@ def measure(megabytes: int, rounds: int, result: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = make_parser(__doc__)
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--megabytes", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=15)
@@ -110,7 +114,9 @@ def main() -> None:
     import_paddle(1)
     with tempfile.TemporaryDirectory() as name:
         result = Path(name) / "figures.json"
-        work = functools.partial(measure, arguments.megabytes, arguments.rounds, result)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        work = functools.partial(measure, arguments.megabytes, arguments.rounds, port, result)
         codes = launch(arguments.ranks, work, Path(name) / "log", timeout_s=600, quiet=True)
         if any(codes):
             logs = "".join(log.read_text() for log in sorted(Path(name).glob("log/*")))
@@ -129,9 +135,9 @@ def main() -> None:
         }
         for name, seconds in figures["seconds"].items()
     ]
+    print(f"a barrier of ours takes {figures['barrier']:.0f} us")
     title = f"all_reduce of {arguments.megabytes} MiB float32, {arguments.ranks} ranks"
     report(title, rows, barrier_us=figures["barrier"], load_before=load, rounds=arguments.rounds)
-    print(f"a barrier of ours takes {figures['barrier']:.0f} us")
 
 
 if __name__ == "__main__":

@@ -130,9 +130,10 @@ def table_of_speed(options: argparse.Namespace, peer: Peer | None) -> tuple[list
     cases = [(shape, False) for shape in options.shapes] + [(options.shapes[0], True)]
     for text, packed in cases:
         shape = [int(number) for number in text.split("x")]
-        ours, figures = paddle_runs(shape, packed), {}
+        ours = paddle_runs(shape, packed)
+        figures: dict[str, Any] = {}
         for turn in range(options.rounds + 1):  # the first one warms up
-            found = {}
+            found: dict[str, Any] = {}
             for name, pair in ours.items():
                 found |= measure_runs({name: pair}, options.seconds)
                 time.sleep(0.3)  # the threads of OpenMP spin for a while after their work

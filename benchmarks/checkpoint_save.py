@@ -14,7 +14,6 @@ consolidate does too. Memory is the peak (VmHWM: mapped pages too) minus what th
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -28,7 +27,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, format_range, load_average, peak_mb, report, run_in_child
+from common import ROOT, format_range, load_average, make_parser, peak_mb, report, run_in_child
 
 RANKS = 2
 REPEATS = 3
@@ -61,30 +60,33 @@ def rank_main(folder: Path, saves: int, steps: int) -> int:
     from oarlock.train.checkpoint.writer import CheckpointWriter
     from oarlock.train.trainer import OarlockTrainer
 
-    really_save, really_ended, really_step = (
-        CheckpointWriter.save,
-        CheckpointWriter._ended,
-        OarlockTrainer.training_step,
-    )
+    really_save, really_report = CheckpointWriter.save, CheckpointWriter._report
+    really_step = OarlockTrainer.training_step
     measured: list[dict[str, Any]] = []
     step_starts: list[float] = []
 
-    def save(writer: Any, *arguments: Any) -> None:
+    def save(writer: Any, state: Any, *arguments: Any) -> None:
         writer.background = len(measured) % 2 == 1
-        row: dict[str, Any] = {"background": writer.background, "start": time.perf_counter()}
+        row: dict[str, Any] = {"background": writer.background, "step": state.global_step, "start": time.perf_counter()}
         measured.append(row)
-        really_save(writer, *arguments)
+        really_save(writer, state, *arguments)
         row["stall"] = time.perf_counter() - row["start"]
 
-    def ended(writer: Any, *arguments: Any) -> None:
-        really_ended(writer, *arguments)
-        measured[-1]["exists"] = time.perf_counter()
+    def report_end(writer: Any, saved: Any, *arguments: Any) -> None:
+        really_report(writer, saved, *arguments)
+        row = next(row for row in measured if row["step"] == saved.manifest.step)  # the next save may have begun
+        row["exists"] = time.perf_counter()
 
     def step(*arguments: Any, **keywords: Any) -> Any:
         step_starts.append(time.perf_counter())
         return really_step(*arguments, **keywords)
 
-    CheckpointWriter.save, CheckpointWriter._ended, OarlockTrainer.training_step = save, ended, step
+    for owner, name, replacement in (
+        (CheckpointWriter, "save", save),
+        (CheckpointWriter, "_report", report_end),
+        (OarlockTrainer, "training_step", step),
+    ):
+        setattr(owner, name, replacement)
     options = {
         "model_name_or_path": folder / "model", "input_dir": folder / "data", "output_dir": folder / "out",
         "tensor_parallel_degree": RANKS, "max_seq_length": 32, "per_device_train_batch_size": 1, "split": "100,0,0",
@@ -199,7 +201,7 @@ def _elements(shape: tuple[int, ...]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = make_parser(__doc__)
     parser.add_argument("--saves", type=int, default=4, help="of each way")
     parser.add_argument("--steps", type=int, default=8, help="between saves")
     arguments = parser.parse_args()

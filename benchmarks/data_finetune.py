@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import report
+from common import make_parser, report
 
 CHUNK = 700  # characters of a record, a third of them the question
 
@@ -77,12 +77,15 @@ def act(action: str, data: str | None, tokenizer_folder: str, cache: str) -> dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--megabytes", type=int, default=1000)
-    parser.add_argument("--action")
-    for name in ("--data", "--tokenizer", "--cache"):
-        parser.add_argument(name)
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        "--megabytes", type=int, default=1000, help="of the larger file, 10 or more; the smaller one has a tenth"
+    )
+    for name in ("--action", "--data", "--tokenizer", "--cache"):  # of a process that measures
+        parser.add_argument(name, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.megabytes < 10:
+        parser.error(f"--megabytes {arguments.megabytes}: must be 10 or more")
     if arguments.action:
         data = arguments.data if arguments.action != "nothing" else None
         print(json.dumps(act(arguments.action, data, arguments.tokenizer, arguments.cache)))

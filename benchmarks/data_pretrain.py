@@ -9,7 +9,6 @@ input is tokenised once, while the memory of all its processes is watched.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -20,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ROOT, TreeMemory, format_range, report
+from common import ROOT, TreeMemory, format_range, make_parser, report
 
 SAMPLE_MB = 60
 
@@ -82,7 +81,7 @@ def seconds_of_tokenizer(lines: list[str], tokenizer: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = make_parser(__doc__)
     parser.add_argument("--megabytes", type=int, default=2000)
     arguments = parser.parse_args()
     from oarlock.data.embedded.tokenizer import train_tokenizer
@@ -103,6 +102,7 @@ def main() -> None:
         process.communicate()
         seconds, peak = time.perf_counter() - started, memory.stop()
         size = (folder / "large.jsonl").stat().st_size / 1e6
+    print(f"{size:,.0f} MB in {seconds:,.0f} s, peak memory of all processes {peak:,.0f} MB")
     report(
         "data pretrain",
         [
@@ -112,7 +112,6 @@ def main() -> None:
         ],
         large={"megabytes": size, "seconds": seconds, "peak_memory_mb": peak, "exit_code": process.returncode},
     )
-    print(f"{size:,.0f} MB in {seconds:,.0f} s, peak memory of all processes {peak:,.0f} MB")
 
 
 if __name__ == "__main__":

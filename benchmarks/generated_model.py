@@ -51,7 +51,7 @@ def generate(folder: Path, form: str, sizes: dict[str, int]) -> None:
         if sum(array.nbytes for array in shards[-1].values()) + values.nbytes > SHARD_BYTES:
             shards.append({})
         shards[-1][name] = values
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards):
         file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, folder / file, metadata={"format": "np" if in_paddles_layout else "pt"})

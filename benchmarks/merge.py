@@ -14,7 +14,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def measured(run: Callable[[], Any]) -> dict[str, Any]:
 
 
 def compare_with_copying(
-    source: Path, output: Path, ways: dict[str, Callable[[], dict[str, Any]]], repeats: int
+    source: Path, output: Path, ways: Mapping[str, Callable[[], dict[str, Any]]], repeats: int
 ) -> list[dict[str, Any]]:
     """A row for copying and for each of the ways (results of measured()), in turns, each in a process of its own."""
     runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ("copy", *ways)}

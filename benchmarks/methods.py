@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,12 @@ def run(program: str, *words: Any) -> tuple[str, float]:
     return output, peak
 
 
-def make_base(folder: Path) -> None:
-    """Make tokenizer, instructions and the base; existing ones are kept."""
+def make_base(folder: Path, limit: Sequence[Any]) -> None:
+    """Make tokenizer, instructions and the base; existing ones are kept.
+
+    Args:
+        limit: flags that shorten each training run.
+    """
     from oarlock.data.embedded.instructions import make_instruction_records
 
     if not (folder / "tokenizer").is_dir():
@@ -81,7 +86,7 @@ def make_base(folder: Path) -> None:
         run(
             "run_pretrain.py", ROOT / "configs/quickstart/pretrain.yaml",
             "--model_name_or_path", ROOT / "configs/models/quickstart", "--input_dir", folder / "pretrain",
-            "--tokenizer_name_or_path", folder / "tokenizer", "--output_dir", folder / "pretrained", *QUIET,
+            "--tokenizer_name_or_path", folder / "tokenizer", "--output_dir", folder / "pretrained", *QUIET, *limit,
         )  # fmt: skip
     if (folder / "base" / "model.safetensors").is_file():
         return
@@ -95,15 +100,15 @@ def make_base(folder: Path) -> None:
     run(
         "finetune_generation.py", ROOT / "configs/quickstart/finetune.yaml", "--chat_template", "plain",
         "--model_name_or_path", folder / "pretrained", "--dataset_name_or_path", folder / "questions",
-        "--num_train_epochs", 6, "--output_dir", folder / "base", *QUIET,
+        "--num_train_epochs", 6, "--output_dir", folder / "base", *QUIET, *limit,
     )  # fmt: skip
 
 
-def measure(folder: Path, name: str, flags: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[int, float]]]:
+def measure(folder: Path, name: str, limit: Sequence[Any]) -> tuple[dict[str, Any], list[tuple[int, float]]]:
     """A row of the table, and the loss curve."""
     out, template = folder / "runs" / name, folder / "new_form.jinja"
     template.write_text(NEW_FORM, encoding="utf-8")
-    words = [word for key, value in flags.items() for word in (f"--{key}", value)]
+    words = [*(word for key, value in METHODS[name].items() for word in (f"--{key}", value)), *limit]
     output, peak = run(
         "finetune_generation.py", ROOT / "configs/quickstart/finetune.yaml", "--model_name_or_path", folder / "base",
         "--dataset_name_or_path", folder / "instructions", "--output_dir", out, "--chat_template", template,
@@ -137,7 +142,7 @@ def base_memory(folder: Path, size: str) -> None:
     report(f"memory of a base of {size}", rows)
 
 
-def _loaded(folder: Path, flags: dict[str, bool]) -> dict[str, int]:
+def _loaded(folder: Path, flags: dict[str, Any]) -> dict[str, int]:
     import paddle
     from paddlenlp.transformers import AutoConfig
 
@@ -187,6 +192,9 @@ def main() -> None:
     parser.add_argument("--folder", help="where base and runs are kept; default: a temporary one")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--picture", type=Path, help="draw the loss curves (.svg, .png)")
+    parser.add_argument(
+        "--max_steps", type=int, help="of each training run, to try the benchmark out; the figures mean nothing then"
+    )
     parser.add_argument("--memory", choices=SIZES, help="measure only what a base of this size takes")
     words = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="oarlock-methods-") as temporary:
@@ -195,10 +203,11 @@ def main() -> None:
             import_paddlenlp()
             base_memory(folder, words.memory)
             return
-        make_base(folder)
+        limit = ("--max_steps", words.max_steps, "--logging_steps", 1) if words.max_steps else ()
+        make_base(folder, limit)
         rows, curves = [], {}
         for name in words.only:
-            row, curves[name] = measure(folder, name, METHODS[name])
+            row, curves[name] = measure(folder, name, limit)
             rows.append(row)
             print(json.dumps(row), flush=True)
         if words.picture:

@@ -20,14 +20,13 @@ Distributions, in tokens:
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from common import load_average, report
+from common import load_average, make_parser, report
 
 VOCABULARY, LONGEST = 4096, 512
 LLAMA = {
@@ -75,14 +74,13 @@ class Epoch:
 
     def __init__(self, collator: Any, dataset: Any, batch_size: int) -> None:
         import paddle
-        from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
+        from paddlenlp.transformers import LlamaConfig
 
         from oarlock.data.corpus.order import SampleOrder
-        from oarlock.models.packing import attend_in_blocks
+        from oarlock.decoder.classes import make_model_class
 
         paddle.seed(0)
-        self.model = LlamaForCausalLM(LlamaConfig(**LLAMA))
-        attend_in_blocks(self.model)
+        self.model = make_model_class("llama")(LlamaConfig(**LLAMA))
         self.optimizer = paddle.optimizer.AdamW(1e-4, parameters=self.model.parameters())
         order = SampleOrder(len(dataset), 0)
         starts = range(0, len(dataset), batch_size)
@@ -131,8 +129,8 @@ def measure(name: str, tokens: int, batch_size: int, rounds: int) -> dict[str, A
         way.batches = kept
     found: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(rounds):
-        for way in list(ways)[:: 1 if turn % 2 else -1]:
-            found[way].append(ways[way].tokens_per_second())
+        for name_of_way in list(ways)[:: 1 if turn % 2 else -1]:
+            found[name_of_way].append(ways[name_of_way].tokens_per_second())
     return {
         "lengths": name,
         "mean": float(lengths.mean()),
@@ -147,12 +145,12 @@ def measure(name: str, tokens: int, batch_size: int, rounds: int) -> dict[str, A
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--rounds", type=int, default=3)
-    words.add_argument("--tokens", type=int, default=16_000, help="of the examples of a round")
-    words.add_argument("--batch-size", type=int, default=8)
-    words.add_argument("--lengths", nargs="+", choices=DISTRIBUTIONS, default=list(DISTRIBUTIONS))
-    arguments = words.parse_args()
+    parser = make_parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=16_000, help="of the examples of a round")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--lengths", nargs="+", choices=DISTRIBUTIONS, default=list(DISTRIBUTIONS))
+    arguments = parser.parse_args()
     from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 
     threads = import_paddle()

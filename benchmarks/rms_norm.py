@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from common import Peer, Runs, add_peer_flag, answer_asked, make_parser, measure_runs, report
@@ -108,7 +109,7 @@ def serve_peer(threads: int, at_least: float, note: str) -> None:
         nonlocal shape, runs
         if asked != shape:
             torch.compiler.reset()
-            shape, runs = asked, torch_runs(*asked, note)
+            shape, runs = asked, torch_runs(asked[0], asked[1], note)
         return {"torch": torch.__version__, "seconds": measure_runs(runs, at_least)}
 
     answer_asked(answer)
@@ -145,16 +146,16 @@ def main() -> None:
         peers.append(torch_peer(options.peer, threads, options.seconds, ", memory kept", **kept))
     table, version = [], ""
     for shape in options.shapes:
-        size = tuple(map(int, shape.split("x")))
-        ours = [paddle_runs(*size), copy_runs(*size, threads)]
+        size = [int(number) for number in shape.split("x")]
+        ours = [paddle_runs(*size), copy_runs(size[0], size[1], threads)]
         rounds = []
         for _ in range(options.rounds + 1):  # the first one warms up, and compiles
-            found = {}
+            found: dict[str, Any] = {}
             for runs in ours:
                 found |= measure_runs(runs, options.seconds)
             time.sleep(0.3)  # the threads of OpenMP spin for a while after their work
             for peer in peers:
-                answer = peer.ask(list(size))
+                answer = peer.ask(size)
                 version = answer["torch"]
                 found |= answer["seconds"]
             rounds.append(found)

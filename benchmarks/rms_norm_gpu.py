@@ -191,7 +191,10 @@ def sides(kernels: Kernels, rows: int, cols: int, sets: int, dtype: torch.dtype)
         def backward(i: int, ys: list[torch.Tensor] = ys) -> object:
             return torch.autograd.grad([ys[i]], [xs[i], scale], [grads[i]], retain_graph=True)
 
-        found[name] = (lambda i, norm=norm: norm(xs[i]), backward)
+        def forward(i: int, norm: Callable[[torch.Tensor], torch.Tensor] = norm) -> object:
+            return norm(xs[i])
+
+        found[name] = (forward, backward)
     return found
 
 

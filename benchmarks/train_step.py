@@ -63,8 +63,9 @@ def make_oarlock_step(size: dict[str, int], lora: int, fused: bool) -> Callable[
     import paddle
     from paddlenlp.transformers import LlamaConfig
 
+    from oarlock.decoder.model import defer_logits
     from oarlock.models.build import ModelSource, build_model
-    from oarlock.ops.install import defer_logits, use
+    from oarlock.ops.install import use
     from oarlock.peft.lora import LoRA
     from oarlock.train.step.loss import TokenCrossEntropy
 

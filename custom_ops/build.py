@@ -38,7 +38,8 @@ INTERFACE = 6
 # CPU kernels, free of Paddle: each is compiled once per instruction set, into a namespace of its own.
 CPU_KERNELS = (
     "adamw/adamw.cc",
-    "attention/attention_cpu.cc",
+    "attention/attention_backward_cpu.cc",
+    "attention/attention_forward_cpu.cc",
     "copy_matrix/copy_matrix.cc",
     "decoder/decoder_cpu.cc",
     "linear_cross_entropy/linear_cross_entropy.cc",

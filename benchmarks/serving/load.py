@@ -13,7 +13,6 @@ requests (least squares over what follows the warm-up, which is the first quarte
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -29,7 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules that all benchmarks share
 
-from common import ROOT, report
+from common import ROOT, make_parser, report
 from load_outcome import Outcome, Target
 from load_processes import settled
 from load_requests import Load
@@ -107,7 +106,7 @@ def _content(log: Any) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("folder")
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--clients", type=int, default=8)
@@ -123,6 +122,7 @@ def main() -> None:
         kinds.setdefault(kind, {})[answer] = count
     for kind, answers in kinds.items():
         print(f"{kind}: {', '.join(f'{answer} {count:,}' for answer, count in answers.items())}")
+    print(f"{arguments.requests / outcome.seconds:.0f} requests/s, {outcome.num_unexpected} unexpected answers")
     report(
         "serving load", rows_of(outcome),
         requests=arguments.requests, seconds=round(outcome.seconds, 1), answers=kinds,
@@ -130,7 +130,6 @@ def main() -> None:
     )  # fmt: skip
     if arguments.samples:
         Path(arguments.samples).write_text(json.dumps(outcome.samples) + "\n", encoding="utf-8")
-    print(f"{arguments.requests / outcome.seconds:.0f} requests/s, {outcome.num_unexpected} unexpected answers")
     sys.exit(1 if outcome.num_unexpected else 0)
 
 

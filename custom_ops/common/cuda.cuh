@@ -55,6 +55,7 @@ __device__ __forceinline__ void forget(Pack<T, N>& pack) {
 }
 
 constexpr int kMaxWarps = 16;  // of the threads that share a row
+constexpr int kMaxThreads = 32 * kMaxWarps;
 
 // Sums over the threads of a row (blockDim.x of them, a multiple of 32), given to all, in a fixed order. The two buffers
 // take turns, so that one barrier a sum is enough.

@@ -48,7 +48,7 @@ class CheckpointError(OarlockError):
 
 
 class TrainingError(OarlockError):
-    """Training can't continue, for example because the loss is NaN."""
+    """Training can't continue (NaN loss, for example)."""
 
 
 class OutputLost(TrainingError):

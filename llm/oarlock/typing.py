@@ -1,4 +1,4 @@
-"""Type aliases for Paddle's classes, which have no annotations."""
+"""Types for the objects of Paddle, which has no annotations."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-// custom_ops' norms for GPUs, run on a CPU: KERNELS is rms_norm_cuda.cu as test_cuda_kernels.py rewrites it.
+// custom_ops' norms for GPUs, run on a CPU: KERNELS is rms_norm_cuda.cu, which test_cuda_kernels.py rewrites with
+// its headers.
 //
 // It stops with a message at accesses outside of the tensors, which end at pages that can't be read, and at results
 // that depend on the order of the threads.

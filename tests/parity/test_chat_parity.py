@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from oarlock.data.examples.encode import Counts, Recipe, encode_source
+from oarlock.data.examples.encode import Counts, EncodingSettings, encode_source
 from oarlock.data.examples.labels import IGNORE_INDEX, encode_chat, encode_prompt
 from oarlock.data.records.conversations import Conversation, parse_record
 from oarlock.data.records.record_stream import RowRecords
@@ -230,7 +230,7 @@ def test_a_special_token_spelled_in_user_text_changes_nothing_else(peer):
         }
         counts = Counts()
         template = choose_template("auto", tokenizer, "messages")
-        rows = encode_source(RowRecords("r", [record]), Recipe(tokenizer, template, 999, 999), counts)
+        rows = encode_source(RowRecords("r", [record]), EncodingSettings(tokenizer, template, 999, 999), counts)
         (row,) = (row for part, _ in rows for row in part)
         special = {
             id_ for id_, token in tokenizer.backend_tokenizer.get_added_tokens_decoder().items() if token.special
@@ -240,7 +240,7 @@ def test_a_special_token_spelled_in_user_text_changes_nothing_else(peer):
         assert ours == [token for token in theirs if token in special], f"{name}: the template's own and no other"
         assert tokenizer.decode(ids).count(spelled) == 2 and counts.spelled == 1
         loose = choose_template("auto", tokenizer, "messages", parse_special_tokens=True)
-        rows = encode_source(RowRecords("r", [record]), Recipe(tokenizer, loose, 999, 999), Counts())
+        rows = encode_source(RowRecords("r", [record]), EncodingSettings(tokenizer, loose, 999, 999), Counts())
         (row,) = (row for part, _ in rows for row in part)
         assert sum(token in special for token in row.encoded.ids) > len(ours), "one option brings it back"
 
@@ -252,7 +252,7 @@ def test_an_earlier_answer_can_be_untrained(peer):
         plain = ChatTemplate(marked.name, remove_marks(marked.source), marked.special_tokens, marked.spellings)
         record = {"messages": [USER, {**ANSWER, "train": "no"}, USER, {"role": "assistant", "content": "Colder."}]}
         for template in (marked, plain):
-            rows = encode_source(RowRecords("r", [record]), Recipe(tokenizer, template, 999, 999), Counts())
+            rows = encode_source(RowRecords("r", [record]), EncodingSettings(tokenizer, template, 999, 999), Counts())
             (row,) = (row for part, _ in rows for row in part)
             trained = [label for label in row.encoded.to_example().labels if label != IGNORE_INDEX]
             assert tokenizer.decode(trained, skip_special_tokens=True).split("</think>")[-1].strip() == "Colder."

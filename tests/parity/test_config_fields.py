@@ -18,7 +18,6 @@ import pytest
 from helpers import logits_of
 from oarlock.errors import ModelError
 from oarlock.model_config.load import read_config
-from oarlock.model_config.sliding_window import check_window
 from oarlock.models.build import ModelSource, build_model
 
 PEER = Path(__file__).with_name("config_fields_peer.py")
@@ -108,7 +107,6 @@ def result(tmp_path_factory, parity_python) -> dict[str, Any]:
 
 def compute_logits(folder: Path) -> np.ndarray:
     config = read_config(folder)
-    check_window(config, IDS.shape[1], str(folder / "config.json"), "the texts have")
     model = build_model(ModelSource(folder, config, from_weights=True))
     return logits_of(model, IDS)
 

@@ -149,6 +149,8 @@ def test_which_models_use_the_fused_decoder(monkeypatch):
     assert all(reason(family) == "" for family in ("llama", "qwen2", "mistral", "gemma"))
     assert "bloom" in reason("bloom") and "ALiBi" in reason("llama", alibi=True)
     assert "length" in reason("llama", rope_scaling_type="dynamic_ntk")
+    assert "length" in reason("qwen2", rope_scaling={"rope_type": "longrope"})
+    assert reason("qwen2", rope_scaling={"rope_type": "yarn"}) == ""
     assert "merged" in reason("qwen2", fuse_attention_qkv=True)
     assert "activation is relu" in reason("llama", hidden_act="relu")
     monkeypatch.setattr("oarlock.ops.library.built_for", lambda: None)

@@ -22,6 +22,7 @@ from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.errors import ConfigError
 from oarlock.models import packing
 from oarlock.models.packing import ENDS
+from oarlock.ops.attention_backends import masks
 from oarlock.train.finetune import finetune
 from oarlock.train.step.loss import TokenCrossEntropy, count_trained_tokens
 
@@ -78,7 +79,7 @@ def model(request) -> Any:
         if len(parameter.shape) == 2:
             parameter.set_value(paddle.randn(parameter.shape) * 0.2)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(packing, "_BLOCK", BLOCK)
+        patched.setattr(masks, "_BLOCK", BLOCK)
         if blocks:
             packing.attend_in_blocks(found)
         yield found
@@ -128,7 +129,7 @@ def test_packed_examples_equal_unpacked_ones(model):
     arrays = packed_arrays()
     assert max(len(PACKED[i]) for i in range(len(PACKED))) > 2
     filled = [row[:count] for row, count in zip(arrays[ENDS], arrays["num_tokens"], strict=True)]
-    held = [len(set(row[start:stop])) for row in filled for start, stop in packing.split_row(row)]
+    held = [len(set(row[start:stop])) for row in filled for start, stop in masks.split_row(row)]
     assert 2 in held and len(held) > len(PACKED)  # blocks of several examples, and rows of several blocks
     expected_logits, expected_loss, expected_gradients = run_alone(model)
     logits, loss, gradients = run(model, arrays)

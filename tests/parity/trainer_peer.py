@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -115,12 +114,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     trainer.train()
     micro = job["arguments"]["gradient_accumulation_steps"]
     out = Path(job["out"])
-    if "adapter" in job:
-        model.save_pretrained(out)
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        state = {name: value.detach().clone() for name, value in model.named_parameters()}
-        save_file(state, out / "model.safetensors")
+    model.save_pretrained(out)
     return {
         "losses": [sum(trainer.losses[i : i + micro]) for i in range(0, len(trainer.losses), micro)],
         "rates": recorder.rates,

@@ -29,6 +29,9 @@ def make(job: dict[str, Any], folder: Path) -> None:
         for name, parameter in model.named_parameters():
             if "embed" not in name and "wte" not in name and "lm_head" not in name:
                 parameter.add_(torch.randn_like(parameter) * (job.get("noise", 0.6) if parameter.ndim > 1 else 0.3))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):  # DeepSeek's; the files have it
+                buffer.add_(torch.randn_like(buffer) * 0.3)
     model.to(getattr(torch, job.get("dtype", "float32")))
     model.save_pretrained(folder, max_shard_size=job.get("max_shard_size", "5GB"))
     if job.get("pickle"):

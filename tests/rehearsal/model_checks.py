@@ -14,9 +14,9 @@ from paddlenlp.transformers import LlamaConfig, Qwen2Config
 from paddlenlp.transformers.llama.modeling import LlamaLMHead
 from paddlenlp.transformers.qwen2.modeling import Qwen2LMHead
 
+from oarlock.decoder.model import defer_logits
 from oarlock.environment.ranks import rank
 from oarlock.ops import install, library
-from oarlock.ops.install import defer_logits
 from oarlock.ops.linear_cross_entropy import DeferredLogits
 from oarlock.parallel.object_collectives import all_gather_objects
 from oarlock.train.optim.seeds import reseed_tracker, seed_step

@@ -42,7 +42,7 @@ DIALECT = {
     r"what differs": "the differences",
 }
 _PATTERN = re.compile("|".join(rf"(?P<w{i}>\b({words})\b)" for i, words in enumerate(DIALECT)), re.IGNORECASE)
-_LONG = 25
+_CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 
 def pages(root: Path) -> list[Path]:
@@ -93,11 +93,12 @@ def dialect_of_code(tree: SourceTree) -> list[str]:
 
 
 def _texts(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """String literals of several words, including docstrings."""
+    """Lines of string literals that hold several words, docstrings among them; Chinese and its translations are data."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value.strip():
             for offset, line in enumerate(node.value.splitlines()):
-                yield node.lineno + offset, line
+                if not _CHINESE.search(line):
+                    yield node.lineno + offset, line
 
 
 def _dialect(text: str) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from oarlock.data.examples.encode import Counts, Recipe, encode_source
+from oarlock.data.examples.encode import Counts, EncodingSettings, encode_source
 from oarlock.data.examples.preview import mark_trained
 from oarlock.data.records.conversations import detect_form, parse_record
 from oarlock.data.records.record_stream import RowRecords
@@ -17,8 +17,8 @@ def read(records: list, tokenizer, template: str = QWEN, **more):
     """The displayed text of each record, and the counts."""
     counts = Counts()
     chosen = choose_template(template, tokenizer, "messages")
-    recipe = Recipe(tokenizer, chosen, 900, 900, **more)
-    rows = [row for part, _ in encode_source(RowRecords("data", records), recipe, counts) for row in part]
+    settings = EncodingSettings(tokenizer, chosen, 900, 900, **more)
+    rows = [row for part, _ in encode_source(RowRecords("data", records), settings, counts) for row in part]
     return [mark_trained(row.encoded, tokenizer, color=False) for row in rows], counts
 
 

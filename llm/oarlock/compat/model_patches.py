@@ -125,16 +125,6 @@ _MODELS = (
         "ignores tie_word_embeddings",
         _FIXED,
     ),
-    *(
-        _object(
-            f"{_NLP}{family.name}.modeling:{family.class_prefix}Attention.attn_func",
-            "models.packing:attend_in_blocks",
-            "computes all attention weights of a packed row, most of which are masked",
-            "always: speed",
-        )
-        for family in FAMILIES.values()
-        if family.packing is not None and family.packing.takes_ends
-    ),
 )
 
 _PEFT = (

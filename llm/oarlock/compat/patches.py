@@ -9,11 +9,8 @@ from __future__ import annotations
 
 from oarlock.compat.model_patches import MODEL_PATCHES
 from oarlock.compat.patch import Machine, Patch
-from oarlock.families.registry import FAMILIES
 
-_NLP = "paddlenlp.transformers."
 _FLEET = "paddle.distributed.fleet."
-_LLAMA_AND_QWEN2 = (f"{_NLP}llama.modeling:Llama", f"{_NLP}qwen2.modeling:Qwen2")
 
 # What every process that imports Paddle changes.
 _PROCESS = (
@@ -179,51 +176,8 @@ def _fused(target: str, replacement: str, why: str) -> Patch:
     )
 
 
-_PASSES = "Paddle runs it as several operators, each of which reads and writes all activations"
 # Fused CPU operators. Each calls the original for devices, types and modes that it does not support.
 _FUSED_OPS = (
-    *(
-        _fused(f"{_NLP}{family}:{norm}RMSNorm.forward", "install:replace_rms_norm", _PASSES)
-        for family, norm in (("llama.modeling", "Llama"), ("qwen2.modeling", "Qwen2"), ("mistral.modeling", "Mistral"))
-    ),
-    *(
-        _fused(f"{_NLP}{family.name}.modeling:apply_rotary_pos_emb", "install:replace_rotary", _PASSES)
-        for family in FAMILIES.values()
-        if family.replaceable_attention
-    ),
-    _fused(f"{_NLP}llama.modeling:swiglu", "install:replace_swiglu", _PASSES),
-    *(
-        _fused(f"{_NLP}{family.name}.modeling:{name}", f"attention:{replacement}", why)
-        for family in FAMILIES.values()
-        if family.replaceable_attention
-        for name, replacement, why in (
-            ("scaled_dot_product_attention", "replace_attention", "stores all attention weights, queries x keys"),
-            ("repeat_kv", "replace_repeat_kv", "copies keys and values for each query head"),
-            ("is_casual_mask", "replace_is_causal_mask", "inspects masks that the fused attention replaces"),
-            (
-                f"{family.class_prefix}Model._prepare_decoder_attention_mask",
-                "replace_mask",
-                "makes a dense mask, queries x keys",
-            ),
-        )
-    ),
-    *(
-        _fused(f"{model}LMHead.forward", "install:replace_head", "the logits would be stored, the largest activation")
-        for model in _LLAMA_AND_QWEN2
-    ),
-    *(
-        _fused(
-            f"{model.partition(':')[0]}:parallel_matmul",
-            "install:replace_parallel_matmul",
-            "computes the logits before the loss",
-        )
-        for model in _LLAMA_AND_QWEN2
-    ),
-    _fused("paddlenlp.peft.lora.lora_layers:LoRALinear.forward", "lora_linear:for_lora", _PASSES),
-    *(_fused(f"{model}MLP.forward", "lora_linear:for_mlp", _PASSES) for model in _LLAMA_AND_QWEN2),
-    *(_fused(f"{model}Attention.forward", "lora_linear:for_attention", _PASSES) for model in _LLAMA_AND_QWEN2),
-    *(_fused(f"{model}DecoderLayer.forward", "decoder_layer:for_layer", _PASSES) for model in _LLAMA_AND_QWEN2),
-    _fused("paddle.nn:Linear.forward", "lora_linear:for_linear", "projections of one input are computed one by one"),
     _fused(
         "paddle.optimizer:AdamW._create_optimization_pass",
         "install:replace_adamw",

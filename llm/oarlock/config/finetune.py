@@ -85,7 +85,7 @@ class FinetuneDataSection(DataSection):
 
 @dataclass(frozen=True)
 class FinetuneEvaluationSection(EvaluationSection):
-    """Actions and evaluation"""
+    """Tasks and evaluation"""
 
     do_generation: bool = option(False, aliases=("eval_with_do_generation",), may_change=True)
     """Generate answers in evaluation and report exact match, BLEU and ROUGE."""

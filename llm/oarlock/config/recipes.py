@@ -19,7 +19,7 @@ _LONGEST_NAME = 64
 
 @dataclass(frozen=True)
 class Recipe:
-    """The first line of a recipe.
+    """A recipe, as its first line describes it.
 
     Attributes:
         name: by which `oarlock pretrain` and `oarlock finetune` find it.

@@ -181,6 +181,10 @@ class ParallelSection:
     pipeline_parallel_degree: int = option(-1, degree, unit="ranks", may_change=True)
     """Pipeline stages that split the stack of layers."""
 
+    expert_parallel_degree: int = option(-1, degree, unit="ranks", may_change=True)
+    """Ranks that divide the experts of a layer (mixtures of experts). They are among the data-parallel and sharding
+    ranks, so the degree does not add to the number of ranks."""
+
     virtual_pp_degree: int = option(1, at_least(1), may_change=True)
     """Chunks of layers per pipeline stage (interleaved schedule)."""
 
@@ -253,7 +257,7 @@ class LoggingSection:
 
 @dataclass(frozen=True)
 class EvaluationSection:
-    """Actions and evaluation"""
+    """Tasks and evaluation"""
 
     do_train: bool = option(False, may_change=True)
     """Train. Without it, the model is only evaluated."""

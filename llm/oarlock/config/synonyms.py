@@ -113,6 +113,8 @@ SAME = {
     "pipeline_parallel_degree": "pp pp_size pp_degree pipeline_parallel pipeline_parallel_size "
     "pipeline_model_parallel_size",
     "virtual_pp_degree": "vpp virtual_pipeline_model_parallel_size num_virtual_stages",
+    "expert_parallel_degree": "ep ep_size ep_degree expert_parallel expert_parallel_size expert_model_parallel_size "
+    "moe_expert_parallel_size",
     "sharding_parallel_degree": "sharding_size fsdp_size data_parallel_shard_degree",
     "sequence_parallel": "use_sequence_parallel",
     "device": "device_type accelerator",

@@ -76,8 +76,17 @@ class FirstRank:
             if self._place:
                 self._place.close()  # no more connections
             open_all([self._found[i] for i in range(self._world_size)])
+            # All memory files to one rank at a time, to stay below the limit on descriptors in flight.
             for rank, channel in sorted(self._members.items()):
-                self._send_memories(rank, channel)
+                channel.socket.settimeout(max(CHECK_INTERVAL_S, self._deadline - time.monotonic()))
+                try:
+                    for other, (pid, started, memory) in self._found.items():
+                        if other != rank:
+                            frame = Frame(FrameKind.MEMBER, other, self._world_size, pid, started, memory.nbytes)
+                            channel.send(frame, memory.descriptor)
+                    channel.receive(FrameKind.TAKEN)
+                except (ConnectionClosed, UntrustedPeer) as problem:
+                    raise self._explain_loss(rank, problem) from problem
             for channel in self._members.values():
                 self._send_kind(channel, FrameKind.GO)
         except BaseException:
@@ -198,15 +207,3 @@ class FirstRank:
         if process_start_time(pid) != started:
             return make_death_error(rank, pid)
         return EnvironmentProblem(f"rank {rank} (pid {pid}) stopped during the start: {problem}")
-
-    def _send_memories(self, rank: int, channel: Channel) -> None:
-        """Send all memory files to a rank. One rank at a time, to stay below the limit on descriptors in flight."""
-        channel.socket.settimeout(max(CHECK_INTERVAL_S, self._deadline - time.monotonic()))
-        try:
-            for other, (pid, started, memory) in self._found.items():
-                if other != rank:
-                    frame = Frame(FrameKind.MEMBER, other, self._world_size, pid, started, memory.nbytes)
-                    channel.send(frame, memory.descriptor)
-            channel.receive(FrameKind.TAKEN)
-        except (ConnectionClosed, UntrustedPeer) as problem:
-            raise self._explain_loss(rank, problem) from problem

@@ -71,7 +71,7 @@ def use_library(library: str) -> str:
             core = ctypes.CDLL(str(Path(paddle.__file__).parent / "libs" / "libphi_core.so"))
             handle = ctypes.c_void_p.in_dll(core, _HANDLE)
             if not handle.value:
-                paddle.base.core.set_num_threads(paddle.base.core.get_num_threads())
+                paddle.base.core.set_num_threads(core.omp_get_max_threads())  # as many as before
             gemm = ctypes.CDLL(str(LIBRARY))
             gemm.oarlock_num_products.restype = ctypes.c_int64
             handle.value = gemm._handle
@@ -83,9 +83,10 @@ def use_library(library: str) -> str:
 
 
 def find_library_in_use() -> str:
-    """The library with which Paddle multiplies, found by a matrix product; "" for neither (GPU, or Paddle without MKL).
+    """The library with which Paddle multiplies, found by matrix products; "" for neither (GPU, or Paddle without MKL).
 
-    It is MKL, whatever was requested, if Paddle had multiplied before.
+    It is MKL, whatever was requested, if Paddle had multiplied before. Paddle looks up 2-D and batched products
+    separately, and the fused operators look up theirs. So use_library(MKL) is needed then for all of them to agree.
     """
     import paddle
 
@@ -96,8 +97,10 @@ def find_library_in_use() -> str:
         return ""
     if _gemm is None:
         return MKL
-    before = _gemm.oarlock_num_products()
-    ones = paddle.ones([8, 8], "float32")
-    paddle.matmul(ones, ones)
-    went_through = _gemm.oarlock_num_products() > before
-    return ONEDNN if went_through and not _gemm.oarlock_multiplies_by_mkl() else MKL
+    for shape in ([8, 8], [4, 8, 8]):
+        before = _gemm.oarlock_num_products()
+        ones = paddle.ones(shape, "float32")
+        paddle.matmul(ones, ones)
+        if _gemm.oarlock_num_products() == before:
+            return MKL
+    return MKL if _gemm.oarlock_multiplies_by_mkl() else ONEDNN

@@ -36,15 +36,30 @@ def measure_available_memory(
 
     File caches and swap count as available. None if the system does not report it.
     """
-    rooms = []
+    found: list[AvailableMemory] = []
     with contextlib.suppress(OSError, ValueError):
         lines = (line.split() for line in (proc / "meminfo").read_text().splitlines())
-        found = {words[0]: int(words[1]) * 1024 for words in lines if len(words) > 1}
-        if "MemAvailable:" in found:
-            left = found["MemAvailable:"] + found.get("SwapFree:", 0)
-            rooms.append(AvailableMemory(left, "free on this machine"))
-    rooms += [*_of_cgroups(proc, cgroups), *_of_limits(proc)]
-    return min(rooms, key=lambda room: room.num_bytes, default=None)
+        sizes = {words[0]: int(words[1]) * 1024 for words in lines if len(words) > 1}
+        if "MemAvailable:" in sizes:
+            left = sizes["MemAvailable:"] + sizes.get("SwapFree:", 0)
+            found.append(AvailableMemory(left, "free on this machine"))
+    own_groups = ""
+    with contextlib.suppress(OSError):
+        own_groups = (proc / "self/cgroup").read_text()
+    for line in own_groups.splitlines():  # a process has one group of version 2, and several of version 1
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if controllers == "":
+            found += _of_group(cgroups, path, "memory.max", "memory.current", "")
+        elif "memory" in controllers.split(","):
+            found += _of_group(cgroups / "memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        pages = [int(word) for word in (proc / "self/statm").read_text().split()]
+        for limit, taken, flag in ((resource.RLIMIT_AS, pages[0], "-v"), (resource.RLIMIT_DATA, pages[5], "-d")):
+            most, _ = resource.getrlimit(limit)
+            if most != resource.RLIM_INFINITY:
+                left = most - taken * resource.getpagesize()
+                found.append(AvailableMemory(left, f"left of this process's limit (ulimit {flag})"))
+    return min(found, key=lambda memory: memory.num_bytes, default=None)
 
 
 @contextlib.contextmanager
@@ -95,20 +110,8 @@ def format_bytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:,.1f} MB"
 
 
-def _of_cgroups(proc: Path, root: Path) -> Iterator[AvailableMemory]:
-    """The limits of this process's cgroup and of all groups above it, of version 2 and version 1."""
-    own = ""
-    with contextlib.suppress(OSError):
-        own = (proc / "self/cgroup").read_text()
-    for line in own.splitlines():
-        _, controllers, path = (*line.split(":", 2), "", "")[:3]
-        if controllers == "":
-            yield from _of_group(root, path, "memory.max", "memory.current", "")
-        elif "memory" in controllers.split(","):
-            yield from _of_group(root / "memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
-
-
 def _of_group(root: Path, path: str, limit: str, used: str, prefix: str) -> Iterator[AvailableMemory]:
+    """The limits of a cgroup and of all groups above it."""
     inside = root / path.lstrip("/")
     # In a container the path is that of the host, but the mounted folder is the group itself.
     folders = [inside, *inside.parents] if inside.is_dir() and ".." not in inside.parts else [root]
@@ -123,15 +126,3 @@ def _of_group(root: Path, path: str, limit: str, used: str, prefix: str) -> Iter
                 yield AvailableMemory(left, "left of what this container may use (its cgroup's memory limit)")
         if folder == root:
             return
-
-
-def _of_limits(proc: Path) -> Iterator[AvailableMemory]:
-    """RLIMIT_AS and RLIMIT_DATA (ulimit -v, -d)."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        pages = [int(word) for word in (proc / "self/statm").read_text().split()]
-        for which, taken, flag in ((resource.RLIMIT_AS, pages[0], "-v"), (resource.RLIMIT_DATA, pages[5], "-d")):
-            most, _ = resource.getrlimit(which)
-            if most != resource.RLIM_INFINITY:
-                yield AvailableMemory(
-                    most - taken * resource.getpagesize(), f"left of this process's limit (ulimit {flag})"
-                )

@@ -1,15 +1,18 @@
-"""The record of a model family: what PaddleNLP's models of it can do and where they differ (read in 3.0.0b4)."""
+"""The record of a model family: what its models can do and where they differ (PaddleNLP's as of 3.0.0b4)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from oarlock.families.architecture import Architecture
+from oarlock.families.rope import SCALED_ROTARY
 
 
 @dataclass(frozen=True)
 class HFConfig:
-    """Maps transformers' configuration of a family to PaddleNLP's.
+    """Maps transformers' configuration of a family to ours: PaddleNLP's, or DecoderConfig's, which has the same names.
 
     Read in transformers 4.55 and 5.x. tests/parity/test_config_fields.py changes every field that transformers declares
     and compares the logits.
@@ -18,17 +21,21 @@ class HFConfig:
         fields: transformers' name -> its default. PaddleNLP uses the same name unless `paddle_names` has another.
         paddle_names: transformers' name -> PaddleNLP's.
         aliases: older names in transformers -> the present ones.
-        supported: transformers' name -> the values PaddleNLP's model computes with. The first one is written.
+        supported: transformers' name -> the values our model computes with. The first one is written.
         required: PaddleNLP's name -> the one value transformers' model computes with.
         unread: names that PaddleNLP's class accepts and its model ignores -> the values that change nothing.
         ignored: names on either side that do not affect the logits.
-        dropouts: dropouts that PaddleNLP's model does not have.
+        dropouts: dropouts that our model does not have.
         equal: transformers' name -> the name of a field that must have the same value.
-        activation: transformers' name of the activation, where PaddleNLP's model reads it.
+        activation: transformers' name of the activation, where our model reads it.
         gelu_is_approximate: "gelu" in published files means the tanh approximation, unless hidden_activation says
             otherwise.
         rotary: the configuration has the base of rotary embeddings.
-        scaled_rotary: PaddleNLP's model can scale rotary embeddings.
+        scaled_rotary: kinds of scaling of rotary embeddings (Rope.kind). With "ntk" among them, PaddleNLP's
+            configuration has fields for linear, dynamic and ntk, which its model computes.
+        rope_theta: the base where a file has none.
+        partial_rotary_factor: rotated share of a head where a file has none.
+        local_theta: the field with the base of sliding layers, where they have another one.
     """
 
     fields: Mapping[str, Any]
@@ -43,7 +50,10 @@ class HFConfig:
     activation: str = ""
     gelu_is_approximate: bool = False
     rotary: bool = True
-    scaled_rotary: bool = False
+    scaled_rotary: frozenset[str] = SCALED_ROTARY
+    rope_theta: float = 10000.0
+    partial_rotary_factor: float | None = None
+    local_theta: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,7 +115,7 @@ Forward = Literal["", "pairs_of_positions", "cache_flag", "explicit_mask", "no_p
 
 @dataclass(frozen=True)
 class Family:
-    """PaddleNLP's models of a family: what they support, and where they differ from others.
+    """The models of a family: what they support, and where they differ from others.
 
     Attributes:
         name: its model_type.
@@ -122,10 +132,10 @@ class Family:
         gated_mlp: the feed-forward has a third, gating matrix.
         free_head_dim: the size of a head is a field of its own, not hidden size / heads.
         head_size_multiple: what the size of a head has to be divisible by.
-        never_tied: the output layer never shares the embedding's weights, whatever tie_word_embeddings is.
-        padded_embedding: the embedding has a padding_idx.
+        never_tied: the output layer never shares the embedding's weights, whatever tie_word_embeddings says.
+        padded_embedding: the embedding is given the row of the padding token.
         layer_tables: what every layer precomputes for max_position_embeddings: rotary tables, or a causal mask.
-        sliding_window: which layers look back over `sliding_window` tokens only.
+        sliding_window: which layers look back over `sliding_window` tokens only (PaddleNLP's fields for it).
         untied_heads: (output layer, embedding) in the names of either layout, where a folder may store both.
         tied_parameters: (output layer, embedding) by attribute path, where PaddleNLP does not tie them itself.
         linear_init_is_wrong: PaddleNLP's _init_weights zeroes the weight of linear layers that have a bias.
@@ -138,6 +148,8 @@ class Family:
         hf_prefix: the first component of names, which some published files leave out.
         hf_resplits_text: transformers 5 splits text its own way, whatever tokenizer.json says.
         paddle_values: fields that PaddleNLP's model does not read -> the values it computes with (without hf_config).
+        decoder: makes its architecture from a configuration: it runs in our decoder. None: in PaddleNLP's model.
+        own_config: its configuration class is ours, with transformers' fields. Else it is PaddleNLP's.
         forward: what its forward needs besides ids.
         counts_padding: positions are columns of the batch, padding included.
         packing: None where packed examples would see each other.
@@ -182,6 +194,8 @@ class Family:
     hf_resplits_text: bool = False
     paddle_values: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     # computation
+    decoder: Callable[[Any], Architecture] | None = None
+    own_config: bool = False
     forward: Forward = ""
     counts_padding: bool = False
     packing: Packing | None = None

@@ -7,6 +7,8 @@ from typing import Any
 
 from oarlock.families.registry import FAMILIES
 
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")  # by transformers' families
+
 
 @dataclass(frozen=True)
 class ModelSizes:
@@ -16,6 +18,8 @@ class ModelSizes:
         family: model_type.
         tied: the output layer uses the embedding's weights.
         head_dim: size of a head, where it is not hidden / heads.
+        experts: of a layer; 0 for a dense model.
+        expert_intermediate: width of an expert.
     """
 
     family: str
@@ -27,6 +31,8 @@ class ModelSizes:
     vocab: int
     tied: bool = False
     head_dim: int | None = None
+    experts: int = 0
+    expert_intermediate: int = 0
 
     @property
     def head_size(self) -> int:
@@ -51,6 +57,8 @@ class ModelSizes:
             vocab=_first(config, "vocab_size"),
             # PretrainedConfig says True by default, also for families whose output layer is never tied.
             tied=bool(getattr(config, "tie_word_embeddings", False)) and not (family is not None and family.never_tied),
+            experts=_first(config, *EXPERT_COUNTS, default=0),
+            expert_intermediate=_first(config, "moe_intermediate_size", "intermediate_size", default=0),
             head_dim=size if (size := getattr(config, "head_dim", None)) != hidden // heads else None,
         )
 

@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 from oarlock.errors import ModelError
-from oarlock.families import bloom, chatglm, chatglm_v2, gemma, glm, gptj, llama, mistral, opt, qwen2
+from oarlock.families.dense import (
+    gemma,
+    gemma2,
+    gemma3_text,
+    glm4,
+    granite,
+    llama,
+    mistral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+)
+from oarlock.families.experts import deepseek_v2, deepseek_v3, mixtral, qwen2_moe, qwen3_moe
 from oarlock.families.family import Family, HFConfig
+from oarlock.families.paddlenlp import bloom, chatglm, chatglm_v2, glm, gptj, opt
 
-_MODULES = (llama, qwen2, mistral, gemma, opt, bloom, chatglm, chatglm_v2, glm, gptj)
+_MODULES = (
+    *(llama, qwen2, qwen3, mistral, gemma, gemma2, gemma3_text, phi3, glm4, olmo2, smollm3, granite),
+    *(mixtral, qwen2_moe, qwen3_moe, deepseek_v2, deepseek_v3),
+    *(opt, bloom, chatglm, chatglm_v2, glm, gptj),
+)
 
 FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in _MODULES}
 
@@ -15,10 +34,12 @@ HF_CONFIGS: dict[str, HFConfig] = {
     family.name: family.hf_config for family in FAMILIES.values() if family.hf_config is not None
 }
 
-# Families that PaddleNLP has and that can't be run: name -> reason.
+# Families that people ask for and that can't be run: name -> reason.
 BROKEN = {
-    "mixtral": "PaddleNLP 3.0.0b4's MixtralSparseMoeBlock fails in its forward pass under Paddle 3.3, whose "
-    "paddle.where returns flat indices",
+    "gpt_oss": "our decoder's experts have neither biases nor gpt-oss's clamped activation, and its files hold all "
+    "experts of a layer in one tensor",
+    "gemma3": "its published files from 4B on are those of a model for images and text; only text models (gemma3_text) "
+    "are supported",
 }
 
 
@@ -44,9 +65,7 @@ def find_hf_config(name: str) -> HFConfig:
     if name in HF_CONFIGS:
         return HF_CONFIGS[name]
     if name in BROKEN:
-        reason = (
-            f"PaddleNLP's {name.capitalize()} can't be run here (see `oarlock families`), so nothing could be proven"
-        )
+        reason = f"{name} can't be run here (see `oarlock families`)"
     else:
         reasons = FAMILIES[name].why_not if name in FAMILIES else {}
         reason = reasons.get("hf_config", "PaddleNLP and transformers do not both have it")

@@ -24,14 +24,14 @@ _CORE = {f"{_PREFIX}{name}" for name in ("null", "bool", "int", "float", "str", 
 
 @dataclass
 class Budget:
-    """The remaining size of files that are read together (a recipe and its includes)."""
+    """The bytes and nodes left to read for files that belong together (a recipe and its includes)."""
 
     bytes: int = MAX_BYTES
     nodes: int = MAX_NODES
 
 
 class _Problem(Exception):
-    """A fault and its line (from 1)."""
+    """A problem of the file, and its line (from 1)."""
 
     def __init__(self, line: int, sentence: str) -> None:
         super().__init__(sentence)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from paddle.base.framework import EagerParamBase
@@ -76,8 +74,7 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
     """Write base + adapters as a model folder in Paddle's layout, on the CPU.
 
     Memory: two tensors (in the wider of stored and written type) and about 100 MB for rows in float32. The proof runs
-    both
-    models layer by layer and needs no more. A merge that fails leaves nothing.
+    both models layer by layer and needs no more. A merge that fails leaves nothing.
 
     Args:
         base: folder of the model the adapters were trained on, in Paddle's or Hugging Face's layout.
@@ -110,7 +107,15 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
         if options.proof:
             proof = prove(trained_base, mix, folder, config, {tensor.dtype for tensor in merged})
             logger.info(proof.text())
-        _write_record(base, mix, proof, folder)
+        record = {
+            "base": {"name": str(base), "fingerprint": mix.base.fingerprint},
+            "adapters": [
+                {"folder": str(p.adapter.folder), "weight": p.weight, "settings": p.adapter.settings} for p in mix.parts
+            ],
+            "proof": None if proof is None else asdict(proof),
+            "versions": read_package_versions(),
+        }
+        write_json(folder / MERGE_FILE, record)
     size = sum(tensor.num_bytes for tensor in merged)
     if options.says_places:
         logger.info(f"merged {_describe(mix)} into {base}: {size / 1e6:,.1f} MB, {output}")
@@ -173,20 +178,6 @@ def _write_rest(base: Path, mix: AdapterMix, config: PretrainedConfig, dtype: st
         own = find_own_template(tokenizer) is not None
         save_tokenizer(tokenizer, folder, choose_template("tokenizer", tokenizer, "") if own else None)
     save_generation(read_first_generation_config(places), folder)
-
-
-def _write_record(base: Path, mix: AdapterMix, proof: MergeProof | None, folder: Path) -> None:
-    """Record where the model comes from."""
-    adapters = [
-        {"folder": str(p.adapter.folder), "weight": p.weight, "settings": p.adapter.settings} for p in mix.parts
-    ]
-    content: Mapping[str, Any] = {
-        "base": {"name": str(base), "fingerprint": mix.base.fingerprint},
-        "adapters": adapters,
-        "proof": None if proof is None else asdict(proof),
-        "versions": read_package_versions(),
-    }
-    write_json(folder / MERGE_FILE, content)
 
 
 def _describe(mix: AdapterMix) -> str:

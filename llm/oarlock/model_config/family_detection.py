@@ -60,6 +60,8 @@ def detect_writer(content: Mapping[str, Any], own: Collection[str]) -> str:
     words = HF_CONFIGS.get(str(content.get("model_type")))
     if words is None:
         return "np"
+    if FAMILIES[content["model_type"]].own_config:
+        return "pt"  # our own files have transformers' form
     both = ("hidden_act", "head_dim", "sliding_window", "use_sliding_window", "max_window_layers")
     theirs = {
         *both,

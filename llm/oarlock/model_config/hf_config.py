@@ -22,14 +22,20 @@ from oarlock.model_config.hf_fields import (
     NEUTRAL,
     PLAN,
     RECORDS,
+    ROPE,
     ROPE_FIELDS,
     TOKEN_IDS,
 )
-from oarlock.model_config.hf_rope import convert_rope_from_hf, convert_rope_to_hf
+from oarlock.model_config.hf_rope import LENGTH, convert_rope_from_hf, convert_rope_to_hf, read_rope_fields
 from oarlock.model_config.sliding_window import from_hugging_face as window_from
 from oarlock.model_config.sliding_window import to_hugging_face as window_to
 
-_NULL_HAS_MEANING = ("sliding_window", "rotary_dim")
+_NULL_IS_A_VALUE = (
+    "sliding_window", "num_key_value_heads", "attn_logit_softcapping", "final_logit_softcapping",
+    "q_lora_rank",
+)  # fmt: skip
+_NULL_HAS_MEANING = (*_NULL_IS_A_VALUE, "rotary_dim")
+_ZERO_HAS_MEANING = ("sliding_window", "max_window_layers", "first_k_dense_replace")
 _QUANTIZED = ("quantization_config", "quantization", "compression_config")
 
 
@@ -86,7 +92,7 @@ def _convert_hf_family(
     for name, allowed in words.supported.items():
         if name in content and content[name] not in allowed:
             raise ModelError(
-                f"{place}: {name} is {content[name]!r}, but PaddleNLP's {family} only computes with {allowed[0]!r}"
+                f"{place}: {name} is {content[name]!r}, but {_name_model(family)} only computes with {allowed[0]!r}"
             )
     found: dict[str, Any] = {}
     for name, default in words.fields.items():
@@ -101,12 +107,14 @@ def _convert_hf_family(
         if given := content.get(name) or content.get(other):
             special[name] = given
     mapped = {*words.fields, *words.supported, *TOKEN_IDS, *special, *ROPE_FIELDS, "hidden_activation", "layer_types"}
+    if FAMILIES[family].own_config:
+        mapped |= {*ROPE, words.local_theta, LENGTH}
     rest = {name: value for name, value in content.items() if name not in mapped}
     for name, value in rest.items():
         if name in words.unread and value not in words.unread[name]:
-            raise ModelError(f"{place}: {name} is {value!r}, but PaddleNLP's {family} does not compute with it")
+            raise ModelError(f"{place}: {name} is {value!r}, but {_name_model(family)} does not compute with it")
         if name in words.dropouts and value:
-            log_once(f"{place}: {name} {value}: PaddleNLP's {family} lacks it, so training runs without it")
+            log_once(f"{place}: {name} {value}: {_name_model(family)} lacks it, so training runs without it")
         if name in own and name not in RECORDS and (name not in NEUTRAL or name in words.required):
             same = next(
                 (there for there, here in words.paddle_names.items() if here == name and there in content), None
@@ -120,10 +128,12 @@ def _convert_hf_family(
             found[name] = value
     found |= special
     _check_head_size(family, content, found, place)
-    if words.rotary:
-        found |= convert_rope_from_hf(content, words.scaled_rotary, f"{place}: PaddleNLP's {family}")
+    if FAMILIES[family].own_config:
+        found |= read_rope_fields(content, words, f"{place}: {_name_model(family)}")
+    elif words.rotary:
+        found |= convert_rope_from_hf(content, words.scaled_rotary, f"{place}: {_name_model(family)}")
     elif any(_is_set(content.get(name)) for name in ROPE_FIELDS[1:]):
-        raise ModelError(f"{place}: {ROPE_FIELDS[1]}: PaddleNLP's {family} has no scaled rotary embeddings")
+        raise ModelError(f"{place}: {ROPE_FIELDS[1]}: {_name_model(family)} has no scaled rotary embeddings")
     known = {*(set(own) - (set(NEUTRAL) - set(words.required))), *words.ignored, *words.dropouts, "head_dim"}
     _refuse_unknown(family, rest, known, place)
     return found
@@ -134,10 +144,16 @@ def _convert_paddle_family(family: str, content: Mapping[str, Any], place: str, 
     only = FAMILIES[family].paddle_values
     for name, allowed in only.items():
         if name in content and content[name] not in allowed:
-            raise ModelError(f"{place}: {name} is {content[name]!r}, but PaddleNLP's {family} does not compute with it")
+            raise ModelError(
+                f"{place}: {name} is {content[name]!r}, but {_name_model(family)} does not compute with it"
+            )
     _refuse_unknown(family, {k: v for k, v in content.items() if k not in only}, set(own), place)
     records = {"architectures", "model_type", "torch_dtype", "dtype"}
     return {name: value for name, value in content.items() if name in own and name not in records}
+
+
+def _name_model(family: str) -> str:
+    return f"{'PaddleNLP' if FAMILIES[family].decoder is None else 'Oarlock'}'s {family}"
 
 
 def _refuse_unknown(family: str, rest: Mapping[str, Any], known: Collection[str], place: str) -> None:
@@ -150,7 +166,7 @@ def _refuse_unknown(family: str, rest: Mapping[str, Any], known: Collection[str]
         unknown.append(f"{name} ({_shorten(value)})")
     if unknown:
         raise ModelError(
-            f"{place}: {', '.join(unknown)}: PaddleNLP's {family} does not compute with "
+            f"{place}: {', '.join(unknown)}: {_name_model(family)} does not compute with "
             f"{'it' if len(unknown) == 1 else 'them'}, so the model would be another one; remove fields from "
             "the file that are only notes"
         )
@@ -179,14 +195,19 @@ def _resolve_aliases(content: Mapping[str, Any], words: HFConfig, place: str) ->
 
 
 def _check_value(name: str, value: Any, default: Any, place: str) -> Any:
+    if (value is None and name in _NULL_IS_A_VALUE) or (default is None and isinstance(value, (list, float))):
+        return value  # the schema has checked it
     kinds: Any = bool if isinstance(default, bool) else (int, float) if isinstance(default, float) else int
     kinds = str if isinstance(default, str) else kinds
     if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
         words = {bool: "true or false", int: "a whole number", str: "a text"}.get(kinds, "a number")
         raise ModelError(f"{place}: {name} has to be {words}; it is {_shorten(value)}")
     # Sizes and lengths; with a negative one, Paddle's kernels access memory out of bounds.
-    if (kinds is int and value <= 0) or (kinds == (int, float) and not 0 <= value < math.inf):
-        raise ModelError(f"{place}: {name} has to be {'above 0' if kinds is int else 'at least 0'}; it is {value!r}")
+    smallest = 0 if name in _ZERO_HAS_MEANING else 1
+    if (kinds is int and value < smallest) or (kinds == (int, float) and not 0 <= value < math.inf):
+        raise ModelError(
+            f"{place}: {name} has to be {'above 0' if kinds is int and smallest else 'at least 0'}; it is {value!r}"
+        )
     return value
 
 
@@ -218,10 +239,14 @@ def to_hugging_face(config: Any, dtype: str, place: str) -> dict[str, Any]:
             )
     found: dict[str, Any] = {"architectures": [FAMILIES[family].architecture], "model_type": family}
     for name, default in words.fields.items():
-        found[name] = getattr(config, words.paddle_names.get(name, name), default)
+        value = getattr(config, words.paddle_names.get(name, name), default)
+        if value is not None or default is not None or FAMILIES[family].decoder is None:
+            found[name] = value
     found |= {name: allowed[0] for name, allowed in words.supported.items() if allowed[0] is not None}
     found |= {name: getattr(config, name, None) for name in TOKEN_IDS}
-    if words.rotary:
+    if FAMILIES[family].own_config:
+        found |= {name: value for name in ROPE if (value := getattr(config, name)) is not None}
+    elif words.rotary:
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         found |= convert_rope_to_hf(config, words.scaled_rotary, head_size)
     if words.gelu_is_approximate:
@@ -247,15 +272,17 @@ def _convert_activation(family: str, content: Mapping[str, Any], place: str, wri
             return {"hidden_act": "gelu_pytorch_tanh"}
         named = f"hidden_act is {act!r}" + (f" and hidden_activation {newer!r}" if newer is not None else "")
         raise ModelError(
-            f"{place}: {named}, but PaddleNLP's {family} only computes with gelu_pytorch_tanh, or with gelu_python and "
-            "gelu"
+            f"{place}: {named}, but {_name_model(family)} only computes with gelu_pytorch_tanh, or with "
+            "gelu_python and gelu"
         )
     name = HF_CONFIGS[family].activation
     if not name or name not in content:
         return {}
+    if FAMILIES[family].own_config and content[name] in (*ACTIVATIONS, "gelu_python"):
+        return {}  # the name stays transformers'
     if content[name] not in ACTIVATIONS:
         raise ModelError(
-            f"{place}: {name} is {_shorten(content[name])}, but PaddleNLP's {family} computes with "
+            f"{place}: {name} is {_shorten(content[name])}, but {_name_model(family)} computes with "
             f"one of {', '.join(ACTIVATIONS)}"
         )
     return {name: ACTIVATIONS[content[name]]}
@@ -264,7 +291,7 @@ def _convert_activation(family: str, content: Mapping[str, Any], place: str, wri
 def _check_equal(family: str, content: Mapping[str, Any], name: str, other: str, place: str) -> None:
     if content.get(name) and content[name] != content.get(other):
         raise ModelError(
-            f"{place}: {name} {content[name]} is not {other} {content.get(other)}: PaddleNLP's {family} can't run that"
+            f"{place}: {name} {content[name]} is not {other} {content.get(other)}: {_name_model(family)} can't run that"
         )
 
 
@@ -280,5 +307,5 @@ def _check_head_size(family: str, content: Mapping[str, Any], found: Mapping[str
     own = found["hidden_size"] // found["num_attention_heads"]
     if size != own:
         raise ModelError(
-            f"{place}: head_dim is {size}, but PaddleNLP's {family} only computes with hidden_size / heads = {own}"
+            f"{place}: head_dim is {size}, but {_name_model(family)} only computes with hidden_size / heads = {own}"
         )

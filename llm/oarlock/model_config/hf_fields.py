@@ -48,6 +48,8 @@ PLAN = frozenset(
         "tensor_parallel_degree",
         "tensor_parallel_rank",
         "tensor_parallel_output",
+        "expert_parallel_degree",
+        "expert_parallel_rank",
         "sequence_parallel",
         "virtual_pp_degree",
     }
@@ -60,6 +62,7 @@ IMPORTING: dict[str, tuple[Any, ...]] = {
     "long_sequence_init_args": ({},),
 }
 ROPE_FIELDS = ("rope_theta", "rope_scaling", "rope_parameters")
+ROPE = ("rope_theta", "rope_scaling", "partial_rotary_factor")  # of our own configurations
 DTYPES = {
     "float32": "float32", "float": "float32", "fp32": "float32", "float16": "float16", "half": "float16",
     "fp16": "float16", "bfloat16": "bfloat16", "bf16": "bfloat16",

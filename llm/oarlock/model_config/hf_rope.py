@@ -1,76 +1,107 @@
-"""Converts scaled rotary embeddings between Hugging Face's and PaddleNLP's fields.
+"""Converts the fields of rotary embeddings between Hugging Face's, PaddleNLP's and ours.
 
-Hugging Face: rope_theta and a dictionary rope_scaling, or (transformers 5) both in rope_parameters. PaddleNLP:
-rope_theta, rope_scaling_type and rope_scaling_factor, and for Llama 3 the same dictionary.
+transformers 4: rope_theta, partial_rotary_factor and a dictionary rope_scaling. transformers 5: all in rope_parameters.
+Ours are those of transformers 4, with rope_scaling as Rope.scaling and a rope_type. PaddleNLP's Llama has
+rope_scaling_type and rope_scaling_factor in place of some kinds of rope_scaling.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from oarlock.environment.console import log_once
 from oarlock.errors import ModelError
+from oarlock.families.family import HFConfig
+from oarlock.families.rope import LENGTH, check_number, check_scaling, read_rope
 
-_KINDS = {"linear": "linear", "dynamic": "dynamic_ntk"}  # Hugging Face's name -> PaddleNLP's
-_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-_ANY = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
-# The keys that each kind reads.
-_READ: dict[str, tuple[str, ...]] = {
-    "default": (*_ANY, "factor", "original_max_position_embeddings"),
-    "linear": (*_ANY, "factor", "original_max_position_embeddings"),
-    "dynamic": (*_ANY, "factor", "original_max_position_embeddings"),
-    "llama3": (*_ANY, *_LLAMA3),
-}
+_PADDLE_NAMES = {"linear": "linear", "dynamic": "dynamic_ntk"}
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+_OTHERS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 
-def convert_rope_from_hf(content: Mapping[str, Any], scaled: bool, who: str) -> dict[str, Any]:
-    """Make PaddleNLP's fields.
+def read_rope_fields(content: Mapping[str, Any], words: HFConfig, who: str) -> dict[str, Any]:
+    """Make our fields: rope_theta, partial_rotary_factor, the base of sliding layers, and rope_scaling if there is one.
 
     Args:
         content: of config.json, without nulls.
-        scaled: PaddleNLP's model supports scaling.
+        words: of the family.
         who: file and family, for messages.
 
     Raises:
-        ModelError: for a scaling that PaddleNLP does not compute.
+        ModelError: naming what is missing, wrong, or not computed by the family's model.
     """
+    found: dict[str, Any] = {}
+    nested = content.get("rope_parameters")
+    if words.local_theta and nested:
+        if not isinstance(nested, Mapping) or set(nested) - {_SLIDING, _FULL}:
+            raise ModelError(f"{who}: rope_parameters has to have {_FULL} and {_SLIDING}; it is {nested!r}")
+        kind, local = _read_parameters({"rope_parameters": nested.get(_SLIDING)}, f"{who}: {_SLIDING}")
+        if kind != "default" or set(local) - {*_OTHERS[:3]}:
+            raise ModelError(f"{who} has no scaled rotary embeddings in its sliding layers (rope_parameters)")
+        theta = local.get("rope_theta", content.get(words.local_theta))
+        if theta != content.get(words.local_theta, theta):
+            raise ModelError(f"{who}: {words.local_theta} and rope_parameters say different things: keep one of them")
+        if theta is not None:
+            found[words.local_theta] = check_number(theta, words.local_theta, who)
+        content = {**content, "rope_parameters": nested.get(_FULL)}
     kind, rope = _read_parameters(content, who)
-    factor = rope.get("factor", 1.0)
-    if {"rope_theta"} <= content.keys() & rope.keys() and content["rope_theta"] != rope["rope_theta"]:
-        raise ModelError(
-            f"{who}: rope_theta is {content['rope_theta']!r}, and {rope['rope_theta']!r} among the rope parameters: "
-            "keep one of them"
-        )
-    found = {"rope_theta": _check_number(rope.get("rope_theta", content.get("rope_theta", 10000.0)), "rope_theta", who)}
-    if rope.get("partial_rotary_factor", content.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise ModelError(f"{who} has no partial_rotary_factor")
-    if kind in _READ and (unread := sorted(set(rope) - set(_READ[kind]))):
-        raise ModelError(f"{who} does not know {', '.join(unread)} in rope_scaling of type {kind!r}")
-    if kind in _KINDS and "factor" not in rope:
-        raise ModelError(f"{who}: rope_scaling of type {kind} lacks factor")
-    if kind == "default" or (kind in _KINDS and factor == 1.0):
+    for name, default in (("rope_theta", words.rope_theta), ("partial_rotary_factor", words.partial_rotary_factor)):
+        if {name} <= content.keys() & rope.keys() and content[name] != rope[name]:
+            raise ModelError(
+                f"{who}: {name} is {content[name]!r}, and {rope[name]!r} among the rope parameters: keep one of them"
+            )
+        value = rope.get(name, content.get(name, default))
+        found[name] = None if value is None else check_number(value, name, who)
+    if (found["partial_rotary_factor"] or 0) > 1:
+        raise ModelError(f"{who}: partial_rotary_factor has to be at most 1; it is {found['partial_rotary_factor']}")
+    scaling = {name: value for name, value in rope.items() if name not in _OTHERS}
+    if kind == "su" or (kind == "yarn" and "short_factor" in scaling):  # in the first files of Phi-3
+        kind = "longrope"
+    check_scaling(kind, scaling, who, words.scaled_rotary)
+    length, longest = scaling.pop(LENGTH, None), content.get("max_position_embeddings")
+    if kind == "default" or (kind in _PADDLE_NAMES and scaling["factor"] == 1):
         return found
-    if not scaled or kind not in (*_KINDS, "llama3"):
-        knows = ", ".join((*_KINDS, "llama3")) if scaled else "none"
-        raise ModelError(f"{who} does not know rope_scaling of type {kind!r} (it knows: {knows})")
+    if kind == "dynamic" and length not in (None, longest):
+        raise ModelError(
+            f"{who}: dynamic rope_scaling from {length} positions, where max_position_embeddings says {longest}: "
+            "transformers reads only the latter"
+        )
+    if kind not in _PADDLE_NAMES:
+        beside = content.get(LENGTH, words.fields.get(LENGTH))
+        if beside is not None and length not in (None, beside):
+            raise ModelError(f"{who}: {LENGTH} is {beside}, and {length} in rope_scaling: keep one of them")
+        if (length := beside or length) is not None:
+            scaling[LENGTH] = length
+    found["rope_scaling"] = {"rope_type": kind, **scaling}
+    return found
+
+
+def convert_rope_from_hf(content: Mapping[str, Any], kinds: frozenset[str], who: str) -> dict[str, Any]:
+    """Make the fields of PaddleNLP's configuration.
+
+    Args:
+        content: of config.json, without nulls.
+        kinds: HFConfig.scaled_rotary.
+        who: file and family, for messages.
+
+    Raises:
+        ModelError: for what the model does not compute.
+    """
+    found = read_rope_fields(content, HFConfig({}, scaled_rotary=kinds - {"ntk"}), who)
+    if found.pop("partial_rotary_factor") not in (None, 1):
+        raise ModelError(f"{who} has no partial_rotary_factor")
+    if "rope_scaling" not in found:
+        return found
+    kind, factor = found["rope_scaling"]["rope_type"], found["rope_scaling"].get("factor")
     if content.get("rope_scaling_type") is not None:
         raise ModelError(f"{who}: rope_scaling of type {kind!r} and rope_scaling_type: keep one of them")
-    if kind == "llama3":
-        missing = [name for name in _LLAMA3 if name not in rope]
-        if missing:
-            raise ModelError(f"{who}: rope_scaling of type llama3 lacks {', '.join(missing)}")
-        return found | {
-            "rope_scaling": {"rope_type": kind} | {name: _check_number(rope[name], name, who) for name in _LLAMA3}
+    if "ntk" in kinds and kind in _PADDLE_NAMES:
+        return {
+            "rope_theta": found["rope_theta"],
+            "rope_scaling_type": _PADDLE_NAMES[kind],
+            "rope_scaling_factor": factor,
         }
-    original = rope.get("original_max_position_embeddings")
-    if kind == "dynamic" and original not in (None, content.get("max_position_embeddings")):
-        raise ModelError(
-            f"{who}: dynamic rope_scaling from {original} positions, where max_position_embeddings says "
-            f"{content.get('max_position_embeddings')}: PaddleNLP has one number for both"
-        )
-    return found | {"rope_scaling_type": _KINDS[kind], "rope_scaling_factor": _check_number(factor, "factor", who)}
+    return found
 
 
 def _read_parameters(content: Mapping[str, Any], who: str) -> tuple[str, dict[str, Any]]:
@@ -100,42 +131,28 @@ def _read_parameters(content: Mapping[str, Any], who: str) -> tuple[str, dict[st
     return kinds[0] if kinds else "default", rope
 
 
-def _check_number(value: Any, name: str, who: str) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ModelError(f"{who}: {name} has to be a positive number; it is {value!r}")
-    return value
-
-
-def convert_rope_to_hf(config: Any, scaled: bool, head_size: int) -> dict[str, Any]:
+def convert_rope_to_hf(config: Any, kinds: frozenset[str], head_size: int) -> dict[str, Any]:
     """Make rope_theta and rope_scaling.
 
     "ntk" only changes the base, so it becomes another base. PaddleNLP then also computes more positions.
 
     Args:
         config: PaddleNLP's.
-        scaled: PaddleNLP's model applies its own fields for scaling.
+        kinds: HFConfig.scaled_rotary.
         head_size: of queries and keys.
+
+    Raises:
+        ModelError: for a scaling that the model does not compute, or that has wrong numbers.
     """
-    theta = float(getattr(config, "rope_theta", 10000.0))
-    kind, factor = getattr(config, "rope_scaling_type", None), getattr(config, "rope_scaling_factor", 1.0)
-    llama3 = getattr(config, "rope_scaling", None) or {}
-    if not scaled:
-        if kind is not None or llama3:
-            log_once(f"PaddleNLP's {config.model_type} ignores its rope_scaling, which is dropped")
-        return {"rope_theta": theta, "rope_scaling": None}
-    if llama3.get("rope_type") == "llama3":
-        return {"rope_theta": theta, "rope_scaling": {"rope_type": "llama3"} | {k: llama3[k] for k in _LLAMA3}}
-    if kind is None:
-        return {"rope_theta": theta, "rope_scaling": None}
-    if kind == "ntk":
+    rope = read_rope(config, head_size)
+    check_scaling(rope.kind, rope.scaling, config.model_type, kinds)
+    if rope.kind == "default":
+        return {"rope_theta": rope.theta, "rope_scaling": None}
+    if rope.kind == "ntk":
+        factor = rope.scaling["factor"]
         return {
-            "rope_theta": theta * factor ** (head_size / (head_size - 2)),
+            "rope_theta": rope.theta * factor ** (head_size / (head_size - 2)),
             "rope_scaling": None,
             "max_position_embeddings": round(config.max_position_embeddings * factor),
         }
-    names = {here: there for there, here in _KINDS.items()}
-    if kind not in names:
-        raise ModelError(
-            f"rope_scaling_type {kind!r} is not supported by transformers ({', '.join(names)}, ntk, llama3)"
-        )
-    return {"rope_theta": theta, "rope_scaling": {"rope_type": names[kind], "factor": float(factor)}}
+    return {"rope_theta": rope.theta, "rope_scaling": {"rope_type": rope.kind, **rope.scaling}}

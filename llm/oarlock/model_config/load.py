@@ -12,10 +12,12 @@ import paddlenlp.transformers
 from paddlenlp.transformers import AutoModelForCausalLM, PretrainedConfig
 from paddlenlp.transformers.configuration_utils import LlmMetaConfig, flatten_model_config
 
+from oarlock.decoder.classes import make_model_class
 from oarlock.environment.console import log_once
 from oarlock.errors import ModelError
 from oarlock.families.registry import FAMILIES
 from oarlock.formats.json_file import check_content, read_json
+from oarlock.model_config.decoder_config import DecoderConfig, list_fields, make_config_class
 from oarlock.model_config.family_detection import detect_family, detect_writer
 from oarlock.model_config.hf_config import make_arguments
 from oarlock.model_config.hf_fields import PLAN
@@ -93,12 +95,17 @@ def make_config(content: Mapping[str, Any], place: str) -> PretrainedConfig:
 
 
 def find_config_class(family: str) -> Any:
+    """Find the configuration class of a family: ours if PaddleNLP has none."""
+    if FAMILIES[family].own_config:
+        return make_config_class(family)
     return getattr(paddlenlp.transformers, f"{FAMILIES[family].class_prefix}Config")
 
 
 @cache
 def find_fields(config_class: Any) -> frozenset[str]:
-    """The fields of one of PaddleNLP's configuration classes, including older names."""
+    """The fields of a configuration class, including older names."""
+    if issubclass(config_class, DecoderConfig):
+        return list_fields(config_class.model_type)
     return frozenset(vars(config_class())) | frozenset(config_class.attribute_map)
 
 
@@ -127,11 +134,16 @@ def read_config(folder: Path) -> PretrainedConfig:
 
 
 def find_model_class(config: PretrainedConfig, pipeline: bool = False) -> Any:
-    """Find PaddleNLP's class for a configuration: the one that "architectures" names, or the family's causal model.
+    """Find the model class of a configuration: our decoder's, or PaddleNLP's where the family has none.
+
+    Of PaddleNLP's it is the one that "architectures" names, or the family's causal model.
 
     Raises:
         ModelError: when there is none.
     """
+    family = FAMILIES.get(config.model_type)
+    if family is not None and family.decoder is not None:
+        return make_model_class(family.name, pipeline)
     name = str(config.architectures[0]) if config.architectures else ""
     # The automatic choice matches parts of names and mistakes "GPTJForCausalLM" for a GPT.
     found = getattr(paddlenlp.transformers, name, None) if name.endswith(_CAUSAL) else None

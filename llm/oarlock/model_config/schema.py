@@ -19,6 +19,7 @@ _Width = Annotated[int, Ge(1), Le(2**20)] | None
 _Inner = Annotated[int, Ge(1), Le(2**24)] | None
 _Layers = Annotated[int, Ge(1), Le(_MOST_LAYERS)] | None
 _Heads = Annotated[int, Ge(1), Le(2**16)] | None
+_Experts = Annotated[int, Ge(1), Le(4096)] | None
 _Rows = Annotated[int, Ge(1), Le(2**26)] | None
 _Positions = Annotated[int, Ge(1), Le(LARGEST_INT)] | None
 _Count = Annotated[int, Ge(0), Le(LARGEST_INT)] | None
@@ -64,7 +65,7 @@ class Sizes(TypedDict, total=False):
     n_positions: _Positions
     max_sequence_length: _Positions
     seq_length: _Positions
-    sliding_window: _Positions
+    sliding_window: _Count
     max_window_layers: _Count
     type_vocab_size: _Count
     mp_degree: _Count
@@ -73,6 +74,32 @@ class Sizes(TypedDict, total=False):
     quantization_bit: _Count
     checkpoint_num_layers: _Count
     spell_length: _Count
+    original_max_position_embeddings: _Positions
+    sliding_window_pattern: _Layers
+    no_rope_layer_interval: _Layers
+    num_experts: _Experts
+    num_local_experts: _Experts
+    n_routed_experts: _Experts
+    n_shared_experts: _Experts
+    num_experts_per_tok: _Experts
+    n_group: _Experts
+    topk_group: _Experts
+    moe_intermediate_size: _Inner
+    shared_expert_intermediate_size: _Inner
+    decoder_sparse_step: _Layers
+    first_k_dense_replace: _Count
+    q_lora_rank: _Width
+    kv_lora_rank: _Width
+    qk_nope_head_dim: _Width
+    qk_rope_head_dim: _Width
+    v_head_dim: _Width
+    qk_head_dim: _Width
+    moe_layer_freq: _Layers
+    ep_size: _Count
+    full_attn_mod: _Count
+    sliding_window_size: _Count
+    num_mtp_layers: _Count
+    num_nextn_predict_layers: _Count
 
 
 class Numbers(TypedDict, total=False):
@@ -99,6 +126,20 @@ class Numbers(TypedDict, total=False):
     rope_theta: _Factor
     rope_scaling_factor: _Factor
     rope_ratio: _Factor
+    rope_local_base_freq: _Factor
+    partial_rotary_factor: _Share
+    query_pre_attn_scalar: _Factor
+    attn_logit_softcapping: _Small
+    final_logit_softcapping: _Small
+    embedding_multiplier: _Factor
+    attention_multiplier: _Factor
+    residual_multiplier: _Factor
+    logits_scaling: _Factor
+    routed_scaling_factor: _Factor
+    router_aux_loss_coef: _Small
+    router_jitter_noise: _Share
+    aux_loss_alpha: _Small
+    interpolate_factor: _Small
     attention_scale: bool | _Factor  # a flag of ChatGLM, a number of GLM
 
 
@@ -149,6 +190,12 @@ class Flags(TypedDict, total=False):
     use_long_sequence_strategies: _Flag
     use_scaled_init_for_output_weights: _Flag
     use_sliding_window: _Flag
+    norm_topk_prob: _Flag
+    output_router_logits: _Flag
+    qkv_bias: _Flag
+    lm_head_bias: _Flag
+    seq_aux: _Flag
+    rope_interleave: _Flag
 
 
 class Rest(TypedDict, total=False):
@@ -169,6 +216,11 @@ class Rest(TypedDict, total=False):
     long_sequence_strategy_name: _Text
     long_sequence_init_args: _Nested | None
     layer_types: _Names | None
+    no_rope_layers: Annotated[list[Annotated[int, Ge(0), Le(1)]], MaxLen(_MOST_LAYERS)] | None
+    mlp_only_layers: Annotated[list[Annotated[int, Ge(0), Le(_MOST_LAYERS)]], MaxLen(_MOST_LAYERS)] | None
+    topk_method: _Text
+    cache_implementation: _Text
+    scoring_func: _Text
     init_class: _Text
     init_args: Annotated[list[_Nested], MaxLen(16)]
     rope_scaling: _Nested | None

@@ -25,7 +25,8 @@ def check_sizes(config: Any, place: str) -> None:
         ModelError: naming the fields.
     """
     sizes, family = ModelSizes.from_config(config), find_family(config.model_type)
-    if not family.free_head_dim and sizes.hidden % sizes.heads:
+    has_own_head_dim = family.free_head_dim and getattr(config, "head_dim", None)
+    if not has_own_head_dim and sizes.hidden % sizes.heads:
         raise ModelError(f"{place}: a hidden size of {sizes.hidden} can't be divided into {sizes.heads} heads")
     for name in _ACTIVATION_FIELDS:
         if (value := getattr(config, name, None)) is not None and value not in _ACTIVATIONS:

@@ -1,7 +1,7 @@
-"""Sliding windows: how many tokens back a model of Mistral or Qwen2 attends. PaddleNLP's models ignore the limit.
+"""Sliding windows in the fields of PaddleNLP's configurations of Mistral and Qwen2. Nothing here needs Paddle.
 
-Texts up to the window's length have the same logits with and without it. Longer ones are refused. Nothing here needs
-Paddle.
+PaddleNLP's own models ignore them; our decoder, which families.config_reading.read_windows() gives a window for each
+layer, does not. Families with our own configurations have transformers' fields.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from oarlock.errors import ModelError
-from oarlock.families.registry import FAMILIES, find_family
+from oarlock.families.registry import find_family
 
 _DEFAULT = 4096  # of both families, on both sides
 _LAYERS = 28  # default of max_window_layers
@@ -18,32 +18,36 @@ _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
 def from_hugging_face(family: str, content: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Make PaddleNLP's fields. Its classes keep them, but its models do not read them.
+    """Make PaddleNLP's fields, with transformers' layer_types where they can't say it.
 
     Raises:
         ModelError: for layers of an unknown kind.
     """
+    if find_family(family).own_config:
+        return {}
     kinds = content.get("layer_types")
     if kinds is not None and (not isinstance(kinds, list) or set(kinds) - {_SLIDING, _FULL}):
         raise ModelError(f"{place}: layer_types: only {_FULL} and {_SLIDING} are known here")
     layers = find_family(family).sliding_window
     if not layers:
         if kinds and _SLIDING in kinds:
-            raise ModelError(f"{place}: layer_types: PaddleNLP's {family} has no {_SLIDING}")
+            raise ModelError(f"{place}: layer_types: transformers' {family} has no {_SLIDING}")
         return {}
     window = content.get("sliding_window", _DEFAULT)
     if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
-        raise ModelError(f"{place}: sliding_window has to be a whole number or null; it is {window!r}")
+        raise ModelError(f"{place}: sliding_window has to be a whole number above 0 or null; it is {window!r}")
     if layers == "all_layers":
+        if kinds is not None and len(set(kinds)) > 1:
+            raise ModelError(f"{place}: layer_types: all layers of {family} are of one kind")
         return {"sliding_window": window if kinds is None or _SLIDING in kinds else None}
-    if kinds is not None:  # per layer; overrides the other fields
-        used = bool(content.get("use_sliding_window")) and window is not None and _SLIDING in kinds
-        return {"use_sliding_window": used, "sliding_window": window, "max_window_layers": 0}
-    return {
-        "use_sliding_window": bool(content.get("use_sliding_window", False)),
-        "sliding_window": window,
-        "max_window_layers": content.get("max_window_layers", _LAYERS),
-    }
+    used = bool(content.get("use_sliding_window", False)) and window is not None
+    first = content.get("max_window_layers", _LAYERS)
+    found = {"use_sliding_window": used, "sliding_window": window, "max_window_layers": first}
+    if kinds is not None and used:  # per layer; overrides max_window_layers
+        first = kinds.index(_SLIDING) if _SLIDING in kinds else len(kinds)
+        is_upper = _FULL not in kinds[first:]
+        found |= {"max_window_layers": first} if is_upper else {"layer_types": kinds}
+    return found
 
 
 def to_hugging_face(config: Any) -> dict[str, Any]:
@@ -53,40 +57,11 @@ def to_hugging_face(config: Any) -> dict[str, Any]:
         case "all_layers":
             return {"sliding_window": window}
         case "upper_layers":
+            kinds = getattr(config, "layer_types", None)
             return {
                 "use_sliding_window": bool(config.use_sliding_window),
                 "sliding_window": window,
                 "max_window_layers": config.max_window_layers,
+                **({} if kinds is None else {"layer_types": kinds}),
             }
     return {}
-
-
-def find_window(config: Any) -> int | None:
-    """The window of PaddleNLP's configuration; None if models attend to all of a text."""
-    family, window = FAMILIES.get(getattr(config, "model_type", "")), getattr(config, "sliding_window", None)
-    if family is None or not family.sliding_window or window is None:
-        return None
-    used = family.sliding_window == "all_layers" or (
-        config.use_sliding_window and config.max_window_layers < config.num_hidden_layers
-    )
-    if not used:
-        return None
-    return int(window)
-
-
-def check_window(config: Any, longest: int, place: str, what: str) -> None:
-    """Refuse texts that are longer than the window.
-
-    Args:
-        longest: tokens of a text.
-        what: asks for that many, as the beginning of a sentence.
-
-    Raises:
-        ModelError: naming the field.
-    """
-    window = find_window(config)
-    if window is not None and longest > window:
-        raise ModelError(
-            f"{what} {longest:,} tokens, but the model only attends to the last {window:,} (sliding_window in "
-            f"{place}), which PaddleNLP's {config.model_type} does not compute: use at most that many"
-        )

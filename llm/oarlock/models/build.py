@@ -16,7 +16,6 @@ from oarlock.errors import ConfigError, ModelError
 from oarlock.model_config.generation_config import read_generation_config
 from oarlock.model_config.load import find_model_class, read_config
 from oarlock.model_config.model_folder import find_model_folder
-from oarlock.model_config.sliding_window import check_window, find_window
 from oarlock.models.construct import construct, without_values
 from oarlock.models.forward import adapt_inputs
 from oarlock.models.init_weights import RandomWeights
@@ -96,6 +95,8 @@ def set_parallel_fields(config: PretrainedConfig, plan: ParallelPlan, rank: int)
     """
     config.tensor_parallel_degree = plan.tensor
     config.tensor_parallel_rank = plan.coordinates(rank).tensor
+    config.expert_parallel_degree = plan.expert
+    config.expert_parallel_rank = plan.expert_rank(rank)
     config.tensor_parallel_output = plan.tensor > 1
     config.sequence_parallel = plan.sequence_parallel
     config.virtual_pp_degree = plan.virtual_pipeline
@@ -121,21 +122,17 @@ def _apply_kernels(config: RunConfig, model_config: PretrainedConfig) -> None:
 
 
 def find_position_limit(config: PretrainedConfig) -> tuple[str, int]:
-    """The field that limits a model's tokens, and the limit (or its sliding window); ("", 0) without one."""
+    """The field that limits a model's tokens, and the limit; ("", 0) without one."""
     names = ("max_position_embeddings", "max_sequence_length")
-    found = next(((name, int(value)) for name in names if (value := getattr(config, name, None))), ("", 0))
-    window = find_window(config)
-    return ("sliding_window", window) if window and not 0 < found[1] <= window else found
+    return next(((name, int(value)) for name in names if (value := getattr(config, name, None))), ("", 0))
 
 
 def check_lengths(source: ModelSource, longest: int, flag: str) -> None:
-    """Refuse sequences longer than the model's positions or its sliding window.
+    """Refuse sequences longer than the model's positions.
 
     Raises:
         ConfigError: naming the flag and the largest valid value.
-        ModelError: for the window.
     """
-    check_window(source.config, longest, str(source.folder / "config.json"), f"{flag} asks for sequences of")
     name, positions = find_position_limit(source.config)
     if positions and longest > positions:
         raise ConfigError(

@@ -60,5 +60,6 @@ def unsplit_config(config: PretrainedConfig) -> PretrainedConfig:
     """A copy of the configuration for the model on one card."""
     unsplit = copy.deepcopy(config)
     unsplit.tensor_parallel_degree, unsplit.tensor_parallel_rank = 1, 0
+    unsplit.expert_parallel_degree, unsplit.expert_parallel_rank = 1, 0
     unsplit.tensor_parallel_output, unsplit.sequence_parallel, unsplit.virtual_pp_degree = True, False, 1
     return unsplit

@@ -98,10 +98,8 @@ def make_position_pairs(config: Any, ids: paddle.Tensor, mask: paddle.Tensor | N
     """Make the two positions of ChatGLM and GLM, [batch, 2, tokens], or one, [batch, tokens], if so configured.
 
     A token of the text has its position and 0. In the two-part form, a token of the answer has the position of the
-    [gMASK]
-    it replaces, and counts the answer's tokens from 1 (ChatGLMPretrainedModel.get_position_ids; GLM, arXiv
-    2103.10360,
-    section 2.1).
+    [gMASK] that it fills, and counts the answer's tokens from 1 (ChatGLMPretrainedModel.get_position_ids; GLM, arXiv
+    2103.10360, section 2.1).
     """
     counted = paddle.ones_like(ids) if mask is None else mask.astype("int64")
     place = (counted.cumsum(axis=1) - 1).clip(min=0)  # padding on the left has 0 too

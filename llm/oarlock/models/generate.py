@@ -13,7 +13,6 @@ from oarlock.data.tokenizers.offsets import tokenize
 from oarlock.environment.paddle_import import set_paddlenlp_log_level
 from oarlock.errors import ConfigError, ModelError
 from oarlock.model_config.generation_config import read_token_ids
-from oarlock.model_config.sliding_window import check_window
 from oarlock.models.build import find_position_limit
 from oarlock.models.load_finetuned import load_finetuned
 
@@ -138,7 +137,7 @@ def ask_model(
 
     Raises:
         ConfigError: for more tokens than the context leaves.
-        ModelError: when the model can't be loaded, or question and answer exceed its context or its window.
+        ModelError: when the model can't be loaded, or question and answer exceed its context.
     """
     set_paddlenlp_log_level("error")
     tuned = load_finetuned(name_or_path, base)
@@ -149,8 +148,6 @@ def ask_model(
             raise ConfigError(f"the question {question!r} is not valid text: it {error}") from error
         chat = tuned.template.render_chat([{"role": "user", "content": question}], add_generation_prompt=True)
         (prompt,) = tokenize(tuned.tokenizer, [chat.text])
-        place = str(tuned.folder / "config.json")
         longest = _find_answer_limit(tuned.model.config, len(prompt.ids), max_new_tokens)
-        check_window(tuned.model.config, len(prompt.ids) + longest, place, "question and answer may take")
         (ids,) = generate_ids(tuned.model, tuned.tokenizer, [prompt.ids], longest, tuned.ends)
         yield question, tuned.template.extract_answer(tuned.tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -151,7 +151,7 @@ class RandomWeights:
 
 
 def _list_blocks(model: PretrainedModel) -> Iterator[_Block]:
-    """The elements of lists of layers and the other layers, in the model's order."""
+    """The elements of lists of layers, and the layers outside these lists, in the model's order."""
 
     def walk(name: str, layer: nn.Layer, inner: PretrainedModel) -> Iterator[_Block]:
         if isinstance(layer, PretrainedModel):

@@ -85,7 +85,7 @@ def check_parameters(model: nn.Layer, folder: Path, training_bytes: int) -> None
     node, of = find_node(), ""
     if not paddle.device.get_device().startswith("gpu") and len(node.ranks) > 1:
         needed, of = sum(node.all_gather_objects(needed)), f" on the {len(node.ranks)} ranks of this machine"
-    what = f"{folder}: the model{', with its gradients and optimizer state,' if training_bytes else ''}{of}"
+    what = f"{folder}: the model{', with gradients and optimizer states,' if training_bytes else ''}{of}"
     run_on_all_ranks(lambda: check_memory(needed, what, measure_available()))
 
 

@@ -1,160 +1,202 @@
-"""Causal attention on a CPU in tiles, with memory linear in the number of tokens (custom_ops/attention).
+"""Attention of our decoder: one function, computed by whatever is fastest for the tensors that it gets.
 
-A mask has one of three forms. The first two cost almost nothing.
-
-- none: query i of a row attends to the keys up to its own position, i + keys - queries.
-- ends, int32 [batch, keys]: of those, it attends to the keys whose end is after its position. Keys of a packed example
-  have the position at which the example ends (PaddleNLP's attn_mask_startend_row_indices), padding has 0, and all
-  other keys have the number of keys.
-- bias, float32 [batch, 1 or heads, queries, keys]: added to the attention scores. Nothing else is masked.
+- On a CPU with the fused operators: in tiles (oarlock.ops.attention_backends.fused).
+- On a GPU, if flash attention is wanted: Paddle's FlashAttention and FlashMask (flash).
+- Everywhere else, and in static graphs: Paddle's ops (reference), on a CPU block by block for packed rows and windows.
 """
 
 from __future__ import annotations
 
-import inspect
-import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import paddle
 
 from oarlock.environment.console import log_once
-from oarlock.ops import library
-from oarlock.ops.patch import Function, fits
+from oarlock.ops.attention_backends.flash import find_flash_limits, flash_attention
+from oarlock.ops.attention_backends.fused import fused_attention
+from oarlock.ops.attention_backends.masks import dense_mask, make_blocks, make_row_indices, window_mask
+from oarlock.ops.attention_backends.reference import attend_in_blocks, reference_attention
+from oarlock.ops.patch import can_fuse
+from oarlock.typing import Tensor
 
-Tensor = Any
+_LOWEST = -1e4  # values of an additive mask from here on hide
 
 
-def fused_attention(
-    query: Tensor, key: Tensor, value: Tensor, ends: Tensor | None = None, bias: Tensor | None = None
-) -> Tensor:
-    """softmax(query key^T / sqrt(head_dim) + mask) value, [batch, queries, heads, head_dim], all float32.
+@dataclass(frozen=True)
+class AttentionMask:
+    """Which keys queries attend to. One mask serves all layers of a pass, which share what is made from it.
 
-    Tiles that are masked completely are skipped. A query without any key gives 0 (with Paddle's ops, the mean of all
-    values). Gradients flow to query, key and value.
+    Attributes:
+        ends: int32 [batch, keys]: a causal mask. Of the keys up to its own position, a query attends to those whose end
+            is after its position: keys of a packed example have the position at which the example ends, padding has 0,
+            all other keys have the number of keys. None: to all of them.
+        seen: bool [batch or 1, heads or 1, queries, keys], true if a query attends to a key. It replaces the causal
+            mask.
+        flash: Paddle's flash attention may be used.
+    """
+
+    ends: Tensor | None = None
+    seen: Tensor | None = None
+    flash: bool = False
+    _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def reuse(self, name: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """Return what `make` makes of this mask under a name, made once for all layers."""
+        if not paddle.in_dynamic_mode():
+            return make()
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+
+@paddle.jit.not_to_static  # nothing to translate: no control flow of a graph depends on values
+def make_mask(mask: Tensor | None = None, ends: Tensor | None = None, flash: bool = False) -> AttentionMask:
+    """Make a mask from what a model gets.
 
     Args:
-        query: [batch, queries, heads, head_dim].
-        key, value: [batch, keys, key heads, head_dim]; heads is a multiple of key heads.
-        ends, bias: see the module.
+        mask: [batch, keys], not 0 for text; or [batch, queries, keys] or [batch, 1 or heads, queries, keys], which
+            is a complete mask: bool or integers, not 0 for keys that a query attends to, or floats to be added to
+            the scores, 0 or below -1e4.
+        ends: of packed rows, int32 [batch, keys], [batch, 1, keys] or [batch, 1, keys, 1].
+        flash: Paddle's flash attention may be used.
+
+    Raises:
+        ValueError: if there is no such mask.
+    """
+    if ends is not None and ends.ndim > 2:
+        ends = ends.reshape([0, -1])
+    if mask is None or mask.ndim == 2:
+        if mask is None:
+            return AttentionMask(ends, None, flash)
+        text = mask.astype("bool").astype("int32")
+        return AttentionMask(text * (_size(mask, 1) if ends is None else ends), None, flash)
+    if ends is not None or mask.ndim not in (3, 4):
+        raise ValueError(
+            "an attention mask has to be [batch, keys], [batch, queries, keys] or [batch, heads, queries, keys], "
+            f"and only the first together with the ends of packed examples; got {list(mask.shape)}"
+        )
+    seen = mask.unsqueeze(1) if mask.ndim == 3 else mask
+    if not seen.is_floating_point():
+        return AttentionMask(None, seen.astype("bool"), flash)
+    if paddle.in_dynamic_mode() and not ((seen == 0) | (seen <= _LOWEST)).all():
+        raise ValueError(
+            "an attention mask of floats is added to the scores: its values have to be 0 or below -1e4. Pass "
+            "integers or bool for a mask with 1 for the keys that are attended to"
+        )
+    return AttentionMask(None, seen > _LOWEST, flash)
+
+
+@paddle.jit.not_to_static
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: AttentionMask,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """softmax(scale query key^T) value over the keys that each query attends to, [batch, queries, heads, value_dim].
+
+    A query without any key gives 0. Gradients flow to query, key, value and sinks.
+
+    Args:
+        query: [batch, queries, heads, dim]. The queries are at the last positions of the keys.
+        key: [batch, keys, kv_heads, dim]; heads is a multiple of kv_heads.
+        value: [batch, keys, kv_heads, value_dim].
+        mask: which keys a query attends to.
+        scale: of the scores.
+        window: of these keys, a query attends to the last so many positions up to its own only.
+        soft_cap: scores become soft_cap * tanh(scores / soft_cap) (Gemma 2).
+        sinks: [heads], scores of one more key for all queries, which has no value (gpt-oss).
+        dropout: of the weights of the values; 0 outside of training.
 
     Raises:
         ValueError: if shapes or types don't fit.
     """
-    scale = 1 / math.sqrt(query.shape[-1])
-    return library.run("oarlock_attention", query, key, value, ends, bias, scale, bias is None)[0]
+    is_dynamic = paddle.in_dynamic_mode()
+    if is_dynamic:
+        _check_shapes(query, key, value, mask, window, sinks)
+    batch, num_queries, num_keys = _size(query, 0), _size(query, 1), _size(key, 1)
+
+    def make_dense() -> Tensor:
+        if mask.seen is None:
+            return dense_mask(num_queries, num_keys, mask.ends, window).unsqueeze(1)
+        return mask.seen if window is None else mask.seen & window_mask(num_queries, num_keys, window)
+
+    def make_bias() -> Tensor:
+        bias = paddle.where(make_dense(), 0.0, paddle.finfo(paddle.float32).min).astype("float32")
+        return bias.expand([batch, *bias.shape[1:]])
+
+    if can_fuse(query, key, value):
+        unsupported = _list_unsupported(
+            {
+                "a window": window is not None and mask.seen is None,
+                "soft caps": soft_cap is not None,
+                "sinks": sinks is not None,
+                "dropout": dropout > 0,
+                "values of another size than the keys": key.shape[3] != value.shape[3],
+            }
+        )
+        if not unsupported:
+            bias = None if mask.seen is None else mask.reuse(("bias", window), make_bias)
+            return fused_attention(query, key, value, mask.ends, bias, scale)
+        log_once(f"attention with {unsupported} uses Paddle's ops")
+    if is_dynamic and mask.flash and query.place.is_gpu_place():
+        others = {
+            "a dense mask": mask.seen is not None, "soft caps": soft_cap is not None, "sinks": sinks is not None,
+            "dropout": dropout > 0,
+        }  # fmt: skip
+        unsupported = _list_unsupported(find_flash_limits(query, key, value) | others)
+        if not unsupported:
+            rows = mask.reuse(("rows", num_keys, window), lambda: make_row_indices(batch, num_keys, mask.ends, window))
+            return flash_attention(query, key, value, rows, scale)
+        log_once(f"attention with {unsupported} uses Paddle's ops in place of flash attention")
+    if is_dynamic and mask.seen is None and num_queries == num_keys and query.place.is_cpu_place():
+        blocks = mask.reuse(("blocks", num_keys, window), lambda: make_blocks(batch, num_keys, mask.ends, window))
+        if len(blocks) > batch:
+            return attend_in_blocks(query, key, value, blocks, scale, soft_cap, sinks, dropout)
+    dense = mask.reuse(("dense", num_queries, num_keys, window), make_dense)
+    return reference_attention(query, key, value, dense, scale, soft_cap, sinks, dropout)
 
 
-def reference_attention(query: Tensor, key: Tensor, value: Tensor, ends: Tensor) -> Tensor:
-    """Compute fused_attention in Paddle's ops."""
-    key, value = (_repeated(tensor, query.shape[2] // tensor.shape[2]) for tensor in (key, value))
-    scores = paddle.einsum("bihd,bjhd->bhij", query, key) / math.sqrt(query.shape[-1])
-    seen = dense_mask(ends, query.shape[1]).unsqueeze(1)
-    weights = paddle.nn.functional.softmax(paddle.where(seen, scores, paddle.full_like(scores, -1e30)))
-    return paddle.einsum("bhij,bjhd->bihd", weights, value)
-
-
-def dense_mask(ends: Tensor, num_queries: int | None = None) -> Tensor:
-    """Make a mask, bool [batch, queries, keys], that is true if a query attends to a key.
-
-    Args:
-        ends: [batch, keys], see the module.
-        num_queries: the queries are at the last positions of the keys. None: there are as many as keys.
-    """
-    places = paddle.arange(ends.shape[1], dtype=ends.dtype)
-    seeing = places if num_queries is None else places[ends.shape[1] - num_queries :]
-    return (places.unsqueeze([0, 1]) <= seeing.unsqueeze([0, 2])) & (seeing.unsqueeze([0, 2]) < ends.unsqueeze(1))
-
-
-def takes_ends(function: Function) -> bool:
-    """Whether a model's attn_func is the fused attention, which separates packed examples if it is given `ends`."""
-    return getattr(getattr(function, "func", function), _MARK, False)
-
-
-_MARK = "oarlock_takes_ends"
-
-
-def replace_attention(original: Function) -> Function:
-    """Replace PaddleNLP's scaled_dot_product_attention, whose arguments differ between families."""
-    signature = inspect.signature(original)
-
-    def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> Any:
-        named = signature.bind(*args, **kwargs)
-        named.apply_defaults()
-        given = named.arguments
-        query, key, value = (given[f"{name}_states"] for name in ("query", "key", "value"))
-        mask, ends = given["attention_mask"], given.get("attn_mask_startend_row_indices")
-        if ends is None and mask is not None and mask.ndim == 2:  # of replace_mask
-            mask, ends = None, mask
-        if ends is not None and ends.ndim == 3 and ends.shape[1] == 1:
-            ends = ends.squeeze(1)
-        reason = _refusal(given, ends)
-        if reason or not fits(query, key, value):
-            if reason:
-                log_once(f"attention with {reason} uses Paddle's ops")
-            groups = query.shape[2] // key.shape[2]
-            given["key_states"], given["value_states"] = (_repeated(tensor, groups) for tensor in (key, value))
-            if ends is not None and ends.ndim == 2:
-                seen = dense_mask(ends, query.shape[1]).unsqueeze(1)
-                given["attention_mask"] = paddle.where(seen, 0.0, paddle.finfo(query.dtype).min).astype(query.dtype)
-                if "attn_mask_startend_row_indices" in given:
-                    given["attn_mask_startend_row_indices"] = None
-            return original(*named.args, **named.kwargs)
-        batch, length = query.shape[:2]
-        bias = None if mask is None else mask.reshape([batch, 1, length, key.shape[1]])
-        output = fused_attention(query, key, value, ends, bias)
-        return output.reshape([batch * length, -1] if given["sequence_parallel"] else [batch, length, -1])
-
-    setattr(scaled_dot_product_attention, _MARK, True)
-    return scaled_dot_product_attention
-
-
-def _refusal(given: dict[str, Any], ends: Tensor | None) -> str:
-    """Name the features of a call that the operator lacks, or return ""."""
-    dropout = given.get("attn_dropout_prob", getattr(given["config"], "attention_dropout", 0))
-    found = {
-        "a static graph": not paddle.in_dynamic_mode(),
-        "attention weights as output": given["output_attentions"],
-        "ALiBi": given.get("alibi") is not None,
-        "dropout": dropout and given.get("training", given.get("trainer_mode", False)),
-        "values of another size than the keys": given["value_states"].shape != given["key_states"].shape,
-        "context parallelism": given.get("reshard_layer") is not None
-        or getattr(given["config"], "context_parallel_degree", 1) > 1,
-        "a mask of ends in another form": ends is not None and ends.ndim != 2,
-    }
+def _list_unsupported(found: dict[str, bool]) -> str:
     return ", ".join(name for name, is_so in found.items() if is_so)
 
 
-def _repeated(states: Tensor, groups: int) -> Tensor:
-    return states if groups == 1 else states.repeat_interleave(groups, axis=2)
+def _size(tensor: Tensor, axis: int) -> Any:
+    """A number, or a scalar tensor in a static graph."""
+    return tensor.shape[axis] if paddle.in_dynamic_mode() else paddle.shape(tensor)[axis].astype("int32")
 
 
-def replace_repeat_kv(original: Function) -> Function:
-    """Skip repeating: the replaced attention repeats heads only if it must."""
-
-    def repeat_kv(hidden_states: Tensor, n_rep: int) -> Tensor:
-        return hidden_states if paddle.in_dynamic_mode() else original(hidden_states, n_rep)
-
-    return repeat_kv
-
-
-def replace_mask(original: Function) -> Function:
-    """Make _prepare_decoder_attention_mask return ends in place of a dense mask with the same content."""
-
-    def prepare(attention_mask: Tensor | None, input_shape: Any, past_key_values_length: int, dtype: Any) -> Tensor:
-        served = paddle.in_dynamic_mode() and paddle.get_device() == "cpu" and dtype == paddle.float32
-        if not served or (attention_mask is not None and attention_mask.ndim != 2):
-            return original(attention_mask, input_shape, past_key_values_length, dtype)
-        batch, length = input_shape
-        ends = paddle.full([batch, length + past_key_values_length], length + past_key_values_length, "int32")
-        return ends if attention_mask is None else ends * attention_mask.astype("bool").astype("int32")
-
-    return staticmethod(prepare)
-
-
-def replace_is_causal_mask(original: Function) -> Function:
-    """Make is_casual_mask accept ends, which are two-dimensional and never dropped."""
-
-    def is_casual_mask(attention_mask: Tensor) -> bool:
-        return attention_mask.ndim > 2 and original(attention_mask)
-
-    return is_casual_mask
+def _check_shapes(
+    query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, window: int | None, sinks: Tensor | None
+) -> None:
+    if not query.ndim == key.ndim == value.ndim == 4:
+        raise ValueError(
+            "query, key and value have to be [batch, tokens, heads, head_dim]; got "
+            f"{', '.join(str(list(tensor.shape)) for tensor in (query, key, value))}"
+        )
+    (batch, queries, heads, dim), (_, keys, kv_heads, _) = query.shape, key.shape
+    if heads % kv_heads:
+        raise ValueError(f"the query's heads have to be a multiple of the key's; got {heads} and {kv_heads}")
+    if queries > keys:
+        raise ValueError(f"queries are at the last positions of the keys; got {queries} queries and {keys} keys")
+    if window is not None and window < 1:
+        raise ValueError(f"a window has to be at least 1; got {window}")
+    seen_shape = [] if mask.seen is None else [*mask.seen.shape[:2], queries, keys]
+    expected = {
+        "key": (key, [batch, keys, kv_heads, dim]),
+        "value": (value, [batch, keys, kv_heads, value.shape[3]]),
+        "ends": (mask.ends, [batch, keys]),
+        "the mask": (mask.seen, seen_shape),
+        "sinks": (sinks, [heads]),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and list(tensor.shape) != shape:
+            raise ValueError(f"{name} has to be {shape}; got {list(tensor.shape)}")

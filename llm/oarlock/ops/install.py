@@ -11,76 +11,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import paddle
-from paddle.distributed import collective, fleet
 
 from oarlock.compat.patch import AppliedPatches
 from oarlock.compat.patches import list_patches
 from oarlock.environment.console import log_once
 from oarlock.ops import library
 from oarlock.ops.adamw import fused_adamw
-from oarlock.ops.linear_cross_entropy import DeferredLogits
 from oarlock.ops.malloc import keep_freed_memory
-from oarlock.ops.patch import Function, fits
-from oarlock.ops.rms_norm import fused_rms_norm
-from oarlock.ops.rotary import fused_rotary
+from oarlock.ops.patch import Function, enable, fits
 from oarlock.ops.self_check import check_attention, check_norms, check_training_ops
-from oarlock.ops.swiglu import fused_swiglu
-from oarlock.typing import Tensor
-
-
-def replace_rms_norm(original: Function) -> Function:
-    def forward(self: Any, hidden_states: Tensor) -> Tensor:
-        if not fits(hidden_states, self.weight):
-            return original(self, hidden_states)
-        return fused_rms_norm(hidden_states, self.weight, self.variance_epsilon)[0]
-
-    return forward
-
-
-def replace_rotary(original: Function) -> Function:
-    def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor | None) -> Any:
-        if not fits(q, k, cos, sin):
-            return original(q, k, cos, sin, position_ids)
-        return fused_rotary(q, k, cos, sin, position_ids)
-
-    return apply_rotary_pos_emb
-
-
-def replace_swiglu(original: Function) -> Function:
-    def swiglu(x: Tensor, y: Tensor | None = None) -> Tensor:
-        return fused_swiglu(x, y) if fits(x) else original(x, y)
-
-    return swiglu
-
-
-def replace_head(original: Function) -> Function:
-    """Make heads that defer_logits() marked return DeferredLogits in training."""
-
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        global _is_deferring
-        _is_deferring = getattr(self, _DEFERS, False) and self.training and paddle.is_grad_enabled()
-        try:
-            return original(self, *args, **kwargs)
-        finally:
-            _is_deferring = False
-
-    return forward
-
-
-def replace_parallel_matmul(original: Function) -> Function:
-    """Return DeferredLogits in place of the product, while such a head runs."""
-
-    def parallel_matmul(x: Tensor, y: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not _is_deferring or not fits(x, y):
-            return original(x, y, *args, **kwargs)
-        if not y.is_distributed:
-            return DeferredLogits(x, y, kwargs["transpose_y"])  # both heads pass it by name
-        if not kwargs["tensor_parallel_output"]:
-            return original(x, y, *args, **kwargs)
-        group = fleet.get_hybrid_communicate_group().get_model_parallel_group()
-        return DeferredLogits(collective._c_identity(x, group=group), y, kwargs["transpose_y"], group)
-
-    return parallel_matmul
 
 
 def replace_adamw(original: Function) -> Function:
@@ -105,8 +44,6 @@ def replace_adamw(original: Function) -> Function:
     return _create_optimization_pass
 
 
-_DEFERS = "oarlock_defers_logits"
-_is_deferring = False  # while such a head's forward runs
 PATCHES = list_patches(__name__)
 _applied = AppliedPatches()
 
@@ -143,12 +80,14 @@ def install() -> bool:
     check_attention()
     keep_freed_memory()
     _applied.apply(PATCHES)
+    enable(True)
     return True
 
 
 def uninstall() -> None:
     """Put the originals back."""
     _applied.restore()
+    enable(False)
 
 
 @contextlib.contextmanager
@@ -160,11 +99,3 @@ def originals() -> Iterator[None]:
         yield
     finally:
         use(were_used)
-
-
-def defer_logits(model: paddle.nn.Layer) -> None:
-    """Have the model's head give DeferredLogits in training, for a loss that knows them."""
-    heads = tuple(patch.owners()[0] for patch in PATCHES if patch.replacement == f"{__name__}:replace_head")
-    for layer in model.sublayers(include_self=True):
-        if isinstance(layer, heads):
-            setattr(layer, _DEFERS, True)

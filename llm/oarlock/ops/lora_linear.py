@@ -1,12 +1,12 @@
-"""Linear layers with LoRA, and several linear layers of a decoder layer computed together (custom_ops/lora_linear).
+"""Linear layers with LoRA, and several linear layers of one input computed together (custom_ops/lora_linear).
 
-Float32 on the CPU, with the matrix products of Paddle's MKL. `install` replaces PaddleNLP's layers.
+Float32 on the CPU, with the matrix products of Paddle's MKL. project() is how a decoder calls its linear layers: the
+operators run where they fit, and the layers themselves elsewhere.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import paddle
 from paddlenlp.peft.lora.lora_layers import LoRALinear
 
 from oarlock.ops import library
-from oarlock.ops.patch import Function, fits, is_as_made
+from oarlock.ops.patch import can_fuse, is_as_made
 from oarlock.typing import Tensor
 
 
@@ -62,114 +62,37 @@ def fused_lora_mlp(x: Tensor, layers: LoraTriple) -> Tensor:
     return layers.run("fused_lora_mlp", x)[0]
 
 
-# Replacements of PaddleNLP's forwards (see oarlock.compat.patches).
+def project(x: Tensor, *layers: Any) -> list[Tensor]:
+    """Compute linear layers of one input: [layer(x) for layer in layers], with the fused operators where they fit."""
+    if not all(_adds_lora(layer, x) for layer in layers):
+        return [layer(x) for layer in layers]
+    if len(layers) == 3 and paddle.is_grad_enabled():  # their products accumulate the gradient of x
+        found = list(fused_lora_projections(x, _triple(layers)))
+    else:
+        found = [fused_lora_linear(x, one.weight, one.lora_A, one.lora_B, one.scaling) for one in layers]
+    biases = [layer.bias for layer in layers]
+    return [out if bias is None else out + bias for out, bias in zip(found, biases, strict=True)]
 
 
-def for_lora(original: Function) -> Function:
-    """Replace LoRALinear's forward for plain LoRA. Variants (rsLoRA mixers, MoRA, dropout) run as before."""
-
-    def forward(self: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        result = _result_of(self, input)
-        if result is None:
-            if not _adds_lora(self) or not fits(input, self.weight, self.lora_A, self.lora_B):
-                return original(self, input, *args, **kwargs)
-            result = fused_lora_linear(input, self.weight, self.lora_A, self.lora_B, self.scaling)
-        return result if self.bias is None else result + self.bias
-
-    return forward
+def try_lora_mlp(x: Tensor, gate: Any, up: Any, down: Any) -> Tensor | None:
+    """Compute fused_lora_mlp from three layers, or return None where it does not fit or saves nothing (inference)."""
+    layers = (gate, up, down)
+    if not paddle.is_grad_enabled() or not all(_adds_lora(one, x) and one.bias is None for one in layers):
+        return None
+    return fused_lora_mlp(x, _triple(layers))
 
 
-def for_linear(original: Function) -> Function:
-    """Replace paddle.nn.Linear's forward, so that it returns a result that was computed in advance."""
-
-    def forward(self: Any, input: Tensor) -> Tensor:
-        if self is _left_out:
-            return input
-        result = _result_of(self, input)
-        if result is None:
-            return original(self, input)
-        return result if self.bias is None else result + self.bias
-
-    return forward
-
-
-def for_mlp(original: Function) -> Function:
-    """Replace the forward of LlamaMLP and Qwen2MLP if all three layers have LoRA."""
-
-    def forward(self: Any, x: Tensor) -> Tensor:
-        is_swiglu = getattr(self, "fuse_swiglu", True)  # Qwen2's may have another activation
-        layers = _with_lora(self, x, "gate_proj", "up_proj", "down_proj")
-        if not is_swiglu or not layers or any(layer.bias is not None for layer in layers):
-            return original(self, x)
-        return fused_lora_mlp(x, _three(layers))
-
-    return forward
-
-
-def for_attention(original: Function) -> Function:
-    """Replace the forward of an attention layer with LoRA: computes q_proj, k_proj and v_proj before it calls them."""
-
-    def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        layers = _with_lora(self, hidden_states, "q_proj", "k_proj", "v_proj")
-        if not layers:
-            return original(self, hidden_states, *args, **kwargs)
-        with waiting(hidden_states, layers, fused_lora_projections(hidden_states, _three(layers))):
-            return original(self, hidden_states, *args, **kwargs)
-
-    return forward
-
-
-def trained_whole(owner: Any, x: Tensor, *names: str) -> list[Any]:
-    """Return the named layers if all are plain trained linear layers that can be computed together, else []."""
-    layers = _alike(owner, names, lambda layer: type(layer) is paddle.nn.Linear and not layer.weight.stop_gradient)
-    return layers if fits(x, *(layer.weight for layer in layers)) else []
-
-
-def _with_lora(owner: Any, x: Tensor, *names: str) -> list[Any]:
-    """Return the layers of these names if all have LoRA and can be computed together, else []."""
-    layers = _alike(owner, names, _adds_lora)
-    return layers if fits(x, *(each for layer in layers for each in (layer.weight, layer.lora_A, layer.lora_B))) else []
-
-
-def _alike(owner: Any, names: Sequence[str], is_wanted: Callable[[Any], bool]) -> list[Any]:
-    """Return the named layers if all pass `is_wanted`, have no hooks, and a backward will follow, else []."""
-    layers: list[Any] = [owner._sub_layers.get(name) for name in names]  # getattr looks elsewhere first
-    if not (paddle.in_dynamic_mode() and paddle.is_grad_enabled()):
-        return []
-    # is_as_made is checked first: QLoRA's layers have their own forward and no weight.
-    return layers if all(layer is not None and is_as_made(layer) and is_wanted(layer) for layer in layers) else []
-
-
-def _adds_lora(layer: Any) -> bool:
-    """Whether a layer is plain LoRA with a frozen weight."""
-    if type(layer) is not LoRALinear or not layer.weight.stop_gradient:
+def _adds_lora(layer: Any, x: Tensor) -> bool:
+    """Whether a layer is plain LoRA with a frozen weight, and has no hooks. Variants (MoRA, dropout) are not."""
+    # is_as_made comes first: QLoRA's layers have their own forward and no weight.
+    if type(layer) is not LoRALinear or not is_as_made(layer) or not layer.weight.stop_gradient:
         return False
     other = layer.use_mora or layer.lora_use_mixer or layer.pissa or layer.disable_lora or layer.merged
-    return not (other or layer.use_quick_lora or isinstance(layer.lora_dropout, paddle.nn.Dropout))
+    if other or layer.use_quick_lora or isinstance(layer.lora_dropout, paddle.nn.Dropout):
+        return False
+    return can_fuse(x, layer.weight, layer.lora_A, layer.lora_B)
 
 
-def _three(layers: list[Any]) -> LoraTriple:
+def _triple(layers: Sequence[Any]) -> LoraTriple:
     parts = zip(*((layer.weight, layer.lora_A, layer.lora_B, layer.scaling) for layer in layers), strict=True)
     return LoraTriple(*map(list, parts))
-
-
-def _result_of(layer: Any, input: Tensor) -> Tensor | None:
-    """Return the result that was computed for the layer in advance, without its bias, or None."""
-    return _results.pop(id(layer), None) if input is _input else None
-
-
-_input: Tensor = None
-_results: dict[int, Tensor] = {}  # id of a layer -> its result for _input
-_left_out: Any = None  # a layer that returns its input, because its product is computed later
-
-
-@contextlib.contextmanager
-def waiting(given: Tensor, layers: Sequence[Any], made: Sequence[Tensor], left_out: Any = None) -> Iterator[None]:
-    """In the block, the layers return results computed in advance for an input, and `left_out` returns its input."""
-    global _input, _results, _left_out
-    before = _input, _results, _left_out
-    _input, _results, _left_out = given, dict(zip(map(id, layers), made, strict=True)), left_out
-    try:
-        yield
-    finally:
-        _input, _results, _left_out = before

@@ -20,6 +20,20 @@ def is_as_made(layer: Any) -> bool:
     return not (layer._forward_pre_hooks or layer._forward_post_hooks or "forward" in vars(layer))
 
 
+_is_enabled = False
+
+
+def enable(wanted: bool) -> None:
+    """Let the decoder use the fused CPU operators, or not (oarlock.ops.install decides)."""
+    global _is_enabled
+    _is_enabled = wanted
+
+
+def can_fuse(*tensors: Any) -> bool:
+    """Whether the fused CPU operators are in use and support these tensors. Not in static graphs."""
+    return _is_enabled and paddle.in_dynamic_mode() and fits(*tensors)
+
+
 def fits(*tensors: Any) -> bool:
     """Whether the fused operators support these tensors: all float32, on the CPU."""
     for tensor in tensors:

@@ -10,7 +10,9 @@ from paddle.nn import functional
 
 from oarlock.errors import EnvironmentProblem
 from oarlock.ops import library
-from oarlock.ops.attention import fused_attention, reference_attention
+from oarlock.ops.attention_backends.fused import fused_attention
+from oarlock.ops.attention_backends.masks import dense_mask
+from oarlock.ops.attention_backends.reference import reference_attention
 from oarlock.ops.decoder_layer import fused_layer_end, fused_layer_start
 from oarlock.ops.linear_cross_entropy import fused_linear_cross_entropy
 from oarlock.ops.lora_linear import LoraTriple, fused_lora_linear, fused_lora_mlp, fused_lora_projections
@@ -79,9 +81,13 @@ def check_attention() -> None:
     )
     query.stop_gradient = key.stop_gradient = value.stop_gradient = False
     ends = paddle.concat([paddle.full([1, 40], 40, "int32"), paddle.full([1, 30], 70, "int32")], axis=1)
+    seen = dense_mask(70, 70, ends).unsqueeze(1)
     fused, reference = (
         [output, *paddle.grad([output], [query, key, value], [query.detach().cos()])]
-        for output in (fused_attention(query, key, value, ends), reference_attention(query, key, value, ends))
+        for output in (
+            fused_attention(query, key, value, ends, scale=0.25),
+            reference_attention(query, key, value, seen, 0.25),
+        )
     )
     names = ("fused attention", *(f"gradient of {name} in the fused attention" for name in ("query", "key", "value")))
     for name, found, expected in zip(names, fused, reference, strict=True):

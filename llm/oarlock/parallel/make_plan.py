@@ -40,6 +40,7 @@ def make_plan(config: RunConfig, world_size: int) -> tuple[ParallelPlan, list[st
         stage=int(parallel.sharding[-1]) if sharding > 1 else 0,
         tensor=tensor,
         pipeline=pipeline,
+        expert=max(1, parallel.expert_parallel_degree),
         virtual_pipeline=parallel.virtual_pp_degree,
         sequence_parallel=parallel.sequence_parallel,
         micro_batches=micro_batches,
@@ -57,6 +58,7 @@ def _unused(parallel: ParallelSection) -> list[str]:
         "--pipeline_parallel_degree": parallel.pipeline_parallel_degree,
         "--virtual_pp_degree": parallel.virtual_pp_degree,
         "--sharding_parallel_degree": parallel.sharding_parallel_degree,
+        "--expert_parallel_degree": parallel.expert_parallel_degree,
     }
     unused = [f"{flag} {value}" for flag, value in degrees.items() if value > 1]
     unused += ["--sequence_parallel"] if parallel.sequence_parallel else []

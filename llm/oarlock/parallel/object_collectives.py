@@ -24,7 +24,7 @@ def all_gather_objects(value: Any, group: Any = None) -> list[Any]:
     return values
 
 
-def run_on_all_ranks(action: Callable[[], None], first_rank_only: bool = False) -> None:
+def run_on_all_ranks(action: Callable[[], object], first_rank_only: bool = False) -> None:
     """Run an action on every rank (or on rank 0), then check that it succeeded everywhere.
 
     Raises:

@@ -43,6 +43,7 @@ class ParallelPlan:
         stage: what is sharded: optimizer states (1), gradients too (2), parameters too (3); 0 without sharding.
         tensor: ranks that split each layer.
         pipeline: stages that split the stack of layers.
+        expert: ranks that divide the experts of a layer. They are consecutive replicas, so this is no further axis.
         virtual_pipeline: chunks of layers per stage (interleaved schedule).
         sequence_parallel: the tensor ranks split the sequence outside the matrix products.
         micro_batches: micro-batches per step (gradient accumulation steps).
@@ -57,6 +58,7 @@ class ParallelPlan:
     stage: int = 0
     tensor: int = 1
     pipeline: int = 1
+    expert: int = 1
     virtual_pipeline: int = 1
     sequence_parallel: bool = False
     micro_batches: int = 1
@@ -64,13 +66,22 @@ class ParallelPlan:
     length_multiple: int = 1
 
     def __post_init__(self) -> None:
-        counts = (*self.shape, self.virtual_pipeline, self.micro_batches, self.micro_batch_size, self.length_multiple)
+        counts = (
+            *self.shape,
+            self.expert,
+            self.virtual_pipeline,
+            self.micro_batches,
+            self.micro_batch_size,
+            self.length_multiple,
+        )
         if min(counts) < 1:
             raise ValueError(f"degrees and batch sizes must be at least 1: {self}")
         if math.prod(self.shape) != self.world_size:
             raise ValueError(f"the degrees multiply to {math.prod(self.shape)}, not to {self.world_size} ranks")
         if self.stage not in range(4) or (self.stage > 0) != (self.sharding > 1):
             raise ValueError(f"sharding {self.sharding} can't be of stage {self.stage}")
+        if self.replicas % self.expert:
+            raise ValueError(f"experts over {self.expert} ranks don't divide {self.replicas} replicas")
         if self.sequence_parallel and self.tensor == 1:
             raise ValueError("sequence parallelism splits the sequence among tensor ranks, and there is only one")
 
@@ -128,6 +139,10 @@ class ParallelPlan:
         at = self.coordinates(rank)
         return at.data * self.sharding + at.sharding
 
+    def expert_rank(self, rank: int) -> int:
+        """Which of the shares of the experts a rank holds."""
+        return self.dataset_rank(rank) % self.expert
+
     def groups(self, axis: Axis) -> list[list[int]]:
         """The communication groups of an axis, in the order of CommunicateTopology.get_comm_list."""
         degrees = self.shape._asdict()
@@ -135,6 +150,28 @@ class ParallelPlan:
         return [
             [self.rank(Coordinates(*fixed)._replace(**{axis: i})) for i in range(degrees[axis])]
             for fixed in itertools.product(*map(range, others))
+        ]
+
+    def expert_groups(self) -> list[list[int]]:
+        """The groups of ranks that divide the experts of their layers among them."""
+        return [
+            ranks[begin : begin + self.expert]
+            for ranks in self._replica_groups()
+            for begin in range(0, self.replicas, self.expert)
+        ]
+
+    def expert_copies(self) -> list[list[int]]:
+        """The groups of ranks that hold the same experts."""
+        return [ranks[first :: self.expert] for ranks in self._replica_groups() for first in range(self.expert)]
+
+    def _replica_groups(self) -> list[list[int]]:
+        """The ranks of all replicas, for each pair of a pipeline stage and a tensor rank."""
+        return [
+            [
+                self.rank(Coordinates(data, stage, sharding, tensor))
+                for data, sharding in itertools.product(range(self.data), range(self.sharding))
+            ]
+            for stage, tensor in itertools.product(range(self.pipeline), range(self.tensor))
         ]
 
     def layers(self, stage: int, num_layers: int) -> list[range]:
@@ -157,6 +194,7 @@ class ParallelPlan:
         named = [(axis, getattr(self, axis)) for axis in ("data", "sharding", "tensor", "pipeline")]
         degrees = " x ".join(f"{axis} {degree}{details.get(axis, '')}" for axis, degree in named if degree > 1)
         ranks = _count(self.world_size, "rank") + (f" = {degrees}" if degrees else "")
+        ranks += f"; experts over {self.expert} ranks" if self.expert > 1 else ""
         steps = f"micro-batch {self.micro_batch_size} x {_count(self.micro_batches, 'micro-batch', 'es')}"
         return f"{ranks}; {steps}; global batch {self.global_batch:,}"
 

@@ -69,6 +69,12 @@ def find_degree_problems(parallel: ParallelSection, tensor: int, pipeline: int, 
             f"--sharding_parallel_degree {given} does not divide the {left} rank{'s' * (left > 1)} that tensor "
             f"{tensor} x pipeline {pipeline} leave of {world_size}; nearest: {nearest(given, list_divisors(left))}"
         )
+    elif (left := world_size // (tensor * pipeline)) % max(1, parallel.expert_parallel_degree):
+        problems.append(
+            f"--expert_parallel_degree {parallel.expert_parallel_degree} does not divide the {left} "
+            f"rank{'s' * (left > 1)} that tensor {tensor} x pipeline {pipeline} leave of {world_size}; nearest: "
+            f"{nearest(parallel.expert_parallel_degree, list_divisors(left))}"
+        )
     return problems
 
 
@@ -81,6 +87,11 @@ def find_option_problems(config: RunConfig, plan: ParallelPlan) -> Iterator[str]
             f"--amp_master_grad with --sharding stage{plan.stage} needs data 1, and these degrees make it {plan.data}; "
             f"nearest: --sharding_parallel_degree {plan.replicas}, or --sharding stage1"
         )
+    # These fuse gradients, or states, of parameters that all ranks are supposed to have.
+    fusing = [*config.parallel.sharding_parallel_config.split(), *config.parallel.pipeline_parallel_config.split()]
+    fusing = [word for word in fusing if word.endswith(("overlap", "fusion")) or word == "split_param"]
+    if plan.expert > 1 and fusing:
+        yield f"--expert_parallel_degree {plan.expert} can't be combined with {', '.join(fusing)}. Drop one of the two"
     # Prompts differ in length (see RunConfig.sequence_length).
     generating = "--eval_prompts" if config.evaluation.eval_prompts else ""
     generating = "--do_generation" if config.generates_answers else generating
@@ -115,6 +126,11 @@ def find_plan_problems(plan: ParallelPlan) -> Iterator[str]:
             f"--sharding stage3 can't be combined with --pipeline_parallel_degree {plan.pipeline}: Fleet does not "
             "support it, and each micro-batch would gather the parameters of its stage twice, forward and backward; "
             "nearest: --sharding stage2"
+        )
+    if plan.expert > 1 and plan.stage > 1:
+        yield (
+            f"--sharding stage{plan.stage} can't be combined with --expert_parallel_degree {plan.expert}: an expert is "
+            "on some of the sharding ranks only; nearest: --sharding stage1"
         )
     stages, chunks, count = plan.pipeline, plan.virtual_pipeline, plan.micro_batches
     if chunks == 1:
@@ -198,12 +214,25 @@ def _find_indivisible_sizes(sizes: ModelSizes, tensor: int) -> Iterator[str]:
     # embedding and output layer, and logits would not be split, which train.loss assumes.)
     if sizes.vocab % tensor:
         yield f"vocab_size {sizes.vocab:,}"
+    if sizes.experts and sizes.expert_intermediate % tensor:
+        yield f"moe_intermediate_size {sizes.expert_intermediate:,}"
 
 
 def _check_tensor_degree(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> Iterator[str]:
     legal = [n for n in list_divisors(plan.world_size // plan.pipeline) if not any(_find_indivisible_sizes(sizes, n))]
     for size in _find_indivisible_sizes(sizes, plan.tensor):
         yield f"--tensor_parallel_degree {plan.tensor} does not divide {size}; nearest: {nearest(plan.tensor, legal)}"
+
+
+def _check_expert_degree(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> Iterator[str]:
+    if plan.expert > 1 and not sizes.experts:
+        yield f"--expert_parallel_degree {plan.expert}: {sizes.family} has no experts to divide; drop the flag"
+    elif plan.expert > 1 and sizes.experts % plan.expert:
+        legal = [n for n in list_divisors(plan.replicas) if sizes.experts % n == 0]
+        yield (
+            f"--expert_parallel_degree {plan.expert} does not divide the {sizes.experts} experts of a layer; nearest: "
+            f"{nearest(plan.expert, legal)}"
+        )
 
 
 def _has_layers_everywhere(num_layers: int, stages: int, chunks: int = 1) -> bool:
@@ -247,6 +276,7 @@ def _check_sequence_length(plan: ParallelPlan, sizes: ModelSizes, seq_length: in
 _MODEL_RULES: tuple[Rule, ...] = (
     _find_missing_layers,
     _check_tensor_degree,
+    _check_expert_degree,
     _check_stages,
     _check_sequence_length,
 )

@@ -9,7 +9,7 @@ reduce-scatter. See ZeRO stage 2, https://arxiv.org/abs/1910.02054.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,9 +59,19 @@ class ShardedGradients:
         trainable = [p for p in optimizer._parameter_list if not p.stop_gradient]
         self._main_grad = any(hasattr(p, "main_grad") for p in trainable)
         self._shared = [_Bucket(optimizer._param2rank[p.name], [p]) for p in trainable if p.name in shared]
-        # Gradients are computed in about the reverse order of the parameters, so buckets become complete one by one.
-        mine = [p for p in reversed(trainable) if p.name not in shared]
-        self._buckets = _fill_buckets(mine, optimizer._param2rank, bucket_elements)
+        # Buckets of one owner and dtype each. Gradients are computed in about the reverse order of the parameters, so
+        # buckets become complete one by one.
+        self._buckets: list[_Bucket] = []
+        open_buckets: dict[tuple[int, Any], _Bucket] = {}
+        for parameter in reversed(trainable):
+            if parameter.name in shared:
+                continue
+            key = optimizer._param2rank[parameter.name], parameter.dtype
+            bucket = open_buckets.get(key)
+            if bucket is None or bucket.elements + parameter._numel() > bucket_elements:
+                bucket = open_buckets[key] = _Bucket(key[0])
+                self._buckets.append(bucket)
+            bucket.parameters.append(parameter)
         self._pending: tuple[Any, _Bucket, Tensor] | None = None
         self.largest_message = 0
         for bucket in self._buckets:
@@ -165,17 +175,3 @@ class ShardedGradients:
             parameter.main_grad = None
         else:
             parameter.clear_gradient(False)
-
-
-def _fill_buckets(parameters: Sequence[Tensor], owners: dict[str, int], bucket_elements: int) -> list[_Bucket]:
-    """Distribute parameters, in order, to buckets of one owner and dtype each."""
-    filled: list[_Bucket] = []
-    open_buckets: dict[tuple[int, Any], _Bucket] = {}
-    for parameter in parameters:
-        key = owners[parameter.name], parameter.dtype
-        bucket = open_buckets.get(key)
-        if bucket is None or bucket.elements + parameter._numel() > bucket_elements:
-            bucket = open_buckets[key] = _Bucket(key[0])
-            filled.append(bucket)
-        bucket.parameters.append(parameter)
-    return filled

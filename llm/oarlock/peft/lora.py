@@ -11,6 +11,7 @@ import numpy as np
 from paddle import nn
 from paddle.distributed.fleet.meta_parallel import PipelineLayer
 from paddlenlp.peft import LoRAConfig, LoRAModel
+from paddlenlp.peft.lora.lora_layers import LoRALinear
 
 from oarlock.errors import ConfigError, ModelError
 from oarlock.families.registry import FAMILIES
@@ -87,6 +88,11 @@ class LoRA:
         for layer in model.sublayers():
             if hasattr(layer, _MATRIX_A):  # [in, r], and B [r, out]: one of them is split where the weight is
                 weight = before[id(layer.weight)]
+                if weight.axis is not None and isinstance(layer, LoRALinear):
+                    raise ModelError(
+                        "LoRA on experts can't be combined with --tensor_parallel_degree: leave their layers out of "
+                        "--lora_target_modules, or use --expert_parallel_degree instead"
+                    )
                 rows, columns = weight.shape
                 axis, runs = weight.axis, weight.runs
                 first, second = (rows, self.r), (self.r, columns)

@@ -16,6 +16,7 @@ from paddle import nn
 from paddlenlp.transformers.model_utils import dtype_guard
 
 from oarlock.compat.model_forward import bind_arguments, set_forward
+from oarlock.ops.linear_cross_entropy import DeferredLogits
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def _wrap_forward(forward: Callable[..., Any], number: int) -> Callable[..., Any
         named["input_ids"] = _insert(ids, first, paddle.full([number], _VIRTUAL, ids.dtype))
         outputs = forward(**named)
         # Drop the logits of the virtual tokens (and as many of the padding on the left).
-        if isinstance(outputs, paddle.Tensor):
+        if isinstance(outputs, (paddle.Tensor, DeferredLogits)):
             return outputs[:, number:]
         if isinstance(outputs, tuple):
             return (outputs[0][:, number:], *outputs[1:])

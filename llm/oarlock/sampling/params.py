@@ -106,7 +106,7 @@ def _whole(least: int, most: int | None = None, words: str = "") -> Range:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """The choice of the next token, and the end of an answer.
+    """The settings that choose the next token and end an answer.
 
     Parameters are applied in the order of the samplers of Hugging Face and vLLM: repetition, frequency and presence
     penalties, temperature, top_k, top_p.

@@ -41,7 +41,7 @@ class Range:
         return is_above and (most is None or value <= most)
 
     def __call__(self, value: Any) -> str | None:
-        """Return the fault of a value, or None, as checks in config/options.py do."""
+        """Return the problem of a value, or None, as the checks of config/options.py do."""
         return None if self.is_number(value) and self.holds(value) else f"must be {self.words}"
 
     def _describe(self) -> str:

@@ -10,6 +10,8 @@ import paddle
 from paddle import nn
 from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients
 
+from oarlock.train.optim.divided_experts import is_divided
+
 
 @dataclass(frozen=True)
 class DataParallelRanks:
@@ -50,6 +52,7 @@ class DataParallelRanks:
         return self.sum([number])[0] / self.replicas
 
     def reduce_gradients(self, model: nn.Layer) -> None:
-        """Average the gradients, if no wrapper of the model does so."""
+        """Average the gradients, if no wrapper of the model does so; not those of divided experts."""
         if self.reduces_gradients:
-            fused_allreduce_gradients(list(model.parameters()), None)
+            shared = [parameter for parameter in model.parameters() if not is_divided(parameter)]
+            fused_allreduce_gradients(shared, None)

@@ -21,7 +21,7 @@ from oarlock.models.build import (
     find_model,
 )
 from oarlock.models.load_finetuned import check_base
-from oarlock.models.packing import attend_in_blocks, check_packing
+from oarlock.models.packing import check_packing
 from oarlock.peft.adapter_folder import read_base_once
 from oarlock.peft.method import choose_method
 from oarlock.peft.open_adapter import open_adapter
@@ -106,8 +106,6 @@ def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         logger.info(
             f"QLoRA: {algorithm} weights take {now / 1e6:,.1f} MB, {before / now:.1f} times less than in float32"
         )
-    if packing:
-        attend_in_blocks(model)
     collator = PackCollator if packing else FinetuneCollator
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     trainer = make_trainer(

@@ -84,7 +84,7 @@ def make_trainer(
     config = run.config
     output_dir = Path(config.checkpoint.output_dir)
     total, trainable = count_parameters(model)
-    here = " on this rank" if run.plan.tensor * run.plan.pipeline > 1 else ""
+    here = " on this rank" if run.plan.tensor * run.plan.pipeline * run.plan.expert > 1 else ""
     logger.info(f"model: {type(model).__name__}, {total:,} parameters{here}, {trainable:,} of them trainable")
     text = to_yaml(config)
     if is_first_rank():

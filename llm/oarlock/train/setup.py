@@ -19,6 +19,7 @@ from oarlock.errors import EnvironmentProblem, failure_listeners
 from oarlock.families.model_sizes import ModelSizes
 from oarlock.models.build import set_parallel_fields
 from oarlock.ops import install as fused_ops
+from oarlock.parallel.expert_groups import make_expert_groups
 from oarlock.parallel.make_plan import make_plan
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.parallel.plan import ParallelPlan
@@ -97,6 +98,9 @@ def choose_matmul_library(recorded: str | None) -> None:
     wanted = recorded if recorded in matmul_library.TITLES and not matmul_library.read_requested_library() else best
     problem = matmul_library.use_library(wanted)
     found = matmul_library.find_library_in_use()
+    if found == matmul_library.MKL != wanted:
+        # The fused operators too: a resumed run, which reads MKL in the checkpoint, multiplies everything with it.
+        problem = matmul_library.use_library(found) or problem or "Paddle has multiplied before in this process"
     if problem:
         log_once(f"{matmul_library.TITLES[wanted]} is not available for matrix multiplication: {problem}")
     if recorded and found and found != recorded:
@@ -130,6 +134,7 @@ def connect_ranks(run: Run[ConfigT], source: ModelSource, seq_length: int) -> No
     if run.plan.world_size > 1:
         logger.info(f"plan: {run.plan.describe()}")
     run.args = make_training_arguments(run.config, run.plan)
+    make_expert_groups(run.plan)
     run_on_all_ranks(lambda: _check_writable(Path(run.config.checkpoint.output_dir)))
     set_parallel_fields(source.config, run.plan, rank())
 

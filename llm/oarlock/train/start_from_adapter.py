@@ -49,7 +49,13 @@ def start_from_adapter(config: FinetuneConfig, origins: Mapping[str, str]) -> Fi
         )
     adapter = named if alone else given
     if adapter is None:
-        _report_unused_options(config, origins)
+        method = config.method
+        unused = [f.name for f in fields(method) if f.name not in METHODS and not is_default(config, origins, f.name)]
+        if unused and not method.chosen:
+            logger.info(
+                f"{', '.join(f'--{name}' for name in unused)}: not used, because no method is chosen and all weights "
+                "are trained; for LoRA add --lora"
+            )
         return config
     found = open_adapter(adapter)
     way_out = f"Name it: --model_name_or_path BASE --adapter_name_or_path {adapter}"
@@ -71,18 +77,6 @@ def start_from_adapter(config: FinetuneConfig, origins: Mapping[str, str]) -> Fi
     if problems := find_cross_problems(changed):
         raise ConfigError(f"with the options of the adapter {adapter}: {'; '.join(problems)}")
     return changed
-
-
-def _report_unused_options(config: FinetuneConfig, origins: Mapping[str, str]) -> None:
-    """Report options of methods if no method is chosen."""
-    if config.method.chosen:
-        return
-    given = [f.name for f in fields(config.method) if f.name not in METHODS and not is_default(config, origins, f.name)]
-    if given:
-        logger.info(
-            f"{', '.join(f'--{name}' for name in given)}: not used, because no method is chosen and all weights are "
-            "trained; for LoRA add --lora"
-        )
 
 
 def _read_options(config: FinetuneConfig, adapter: AdapterFolder) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from paddlenlp.trainer.trainer_utils import EvalLoopOutput
 
 from oarlock.data.corpus.order import SampleOrder
 from oarlock.data.corpus.sampler import EvaluationBatchSampler, ResumableBatchSampler
+from oarlock.decoder.model import defer_logits
 from oarlock.environment.ranks import rank
 from oarlock.models.packing import adapt_attention_mask
-from oarlock.ops.install import defer_logits
 from oarlock.train.checkpoint.load_shards import load_training_state, load_weights
 from oarlock.train.checkpoint.local_shards import LocalShards
 from oarlock.train.checkpoint.model_files import ModelFiles
@@ -30,10 +30,12 @@ from oarlock.train.group_sharding import shard_pipeline_gradients, wrap_group_sh
 from oarlock.train.intervals import Progress, choose_due_actions
 from oarlock.train.on_train_begin import CallOnTrainBegin, EndedBeforeFirstStep
 from oarlock.train.optim.clip import GlobalNormClip
+from oarlock.train.optim.divided_experts import DividedExperts
 from oarlock.train.optim.optimizer import configure_optimizer
 from oarlock.train.optim.schedule import make_scheduler
 from oarlock.train.optim.seeds import seed_step
 from oarlock.train.run_length import count_samples_per_step
+from oarlock.train.step.expert_balance import ExpertBalance
 from oarlock.train.step.finite_check import check_finite
 from oarlock.train.step.forward_context import Batch, ForwardContext
 from oarlock.train.step.gradient_accumulation import accumulate_gradients
@@ -94,6 +96,7 @@ class OarlockTrainer(Trainer):
         self.progress = Progress.from_manifest(resume.manifest) if resume else Progress()
         self.meter = Meter(flops, self.args.world_size, find_device_peak())
         self.clip = GlobalNormClip(config.optimizer.max_grad_norm)
+        self.expert_balance, self.experts = ExpertBalance(self.model, plan), DividedExperts(self.model, plan)
         self.sharded_gradients: ShardedGradients | None = None  # stage 2 under a pipeline
         self._micro_batches: list[Batch] = []
         self._handled_step, self._step_lr, self._stopping = -1, 0.0, False
@@ -129,6 +132,7 @@ class OarlockTrainer(Trainer):
                 wrapped, self.optimizer = wrap_group_sharded(model, self.optimizer, self.plan, self.config)
             else:
                 wrapped = super()._wrap_model(model)
+                self.experts.leave_out_of(self.optimizer)
             if self.plan.sharding_strategy == "gradients_hooked":
                 self.sharded_gradients = shard_pipeline_gradients(model, self.optimizer)
         self.shards.bind(wrapped, self.optimizer)
@@ -163,7 +167,8 @@ class OarlockTrainer(Trainer):
             return paddle.zeros([])
         micro_batches, self._micro_batches = self._micro_batches, []
         # Agree with all ranks on the loss normalizer and on stopping, and seed the generators.
-        tokens = sum(int(batch.pop("num_tokens").sum()) for batch in micro_batches)
+        lengths = [batch.pop("num_tokens") for batch in micro_batches]
+        tokens = sum(int(of_batch.sum()) for of_batch in lengths)
         trained = sum(count_trained_tokens(batch["labels"]) for batch in micro_batches)
         *numbers, stopping = self.data_ranks.sum([trained, tokens, self.stop.requested])
         trained, tokens = (round(number) for number in numbers)
@@ -173,6 +178,8 @@ class OarlockTrainer(Trainer):
         self.criterion.normalizer = max(1, trained) / self.data_ranks.replicas
         if self.plan.pipeline > 1 or self._enable_delay_scale_loss():  # Fleet divides by the number of micro-batches
             self.criterion.normalizer /= len(micro_batches)
+        scaler, delayed = self.grad_scaler, self._enable_delay_scale_loss()
+        self.expert_balance.begin_step(micro_batches, lengths, tokens / self.data_ranks.replicas, scaler, delayed)
         self.meter.count(tokens)
         at = self.plan.coordinates(rank())
         seed_step(self.config.runtime.seed, self.state.global_step, self.data_ranks.replica, at.tensor, at.pipeline)
@@ -185,6 +192,7 @@ class OarlockTrainer(Trainer):
         if self.sharded_gradients is not None:
             self.sharded_gradients.finish()
         self.data_ranks.reduce_gradients(model)
+        self.experts.reduce_gradients()
         return loss
 
     def _forward_backward(self, model: nn.Layer, batch: Batch) -> paddle.Tensor:
@@ -228,7 +236,7 @@ class OarlockTrainer(Trainer):
             loss = self.data_ranks.mean(self.progress.window_loss) / self.progress.window_steps
             row = {"loss": loss, "learning_rate": self._step_lr, "grad_norm": self.clip.last_norm()}
             self.progress.window_loss, self.progress.window_steps = 0.0, 0
-            self.log(row | self.meter.read() | {"samples": self.progress.samples})
+            self.log(row | self.expert_balance.read() | self.meter.read() | {"samples": self.progress.samples})
         started = time.perf_counter()
         if self.control.should_evaluate:
             metrics = self.evaluate()

@@ -1,4 +1,4 @@
-"""Names of weights in Hugging Face's files and in PaddleNLP's models."""
+"""Names of weights in Hugging Face's files and in the models here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from oarlock.errors import ModelError
+from oarlock.families.architecture import Architecture
+from oarlock.families.decoder_weights import HF_PREFIX, list_full_names
 from oarlock.families.model_sizes import ModelSizes
 from oarlock.families.registry import FAMILIES, explain_missing
 
@@ -67,6 +69,8 @@ def list_hf_names(model_class: Any, config: Any) -> list[tuple[tuple[str, ...], 
         ModelError: for a family without names in Hugging Face's format.
     """
     family = FAMILIES.get(config.model_type)
+    if family is not None and family.decoder is not None:
+        return _list_decoder_names(family.decoder(config))
     if family is None or not family.hf_prefix:
         return _list_paddlenlp_names(model_class, config)
     from paddlenlp.transformers.conversion_utils import StateDictNameMapping
@@ -83,6 +87,16 @@ def list_hf_names(model_class: Any, config: Any) -> list[tuple[tuple[str, ...], 
         ((name, name.removeprefix(prefix)) if name.startswith(prefix) else (name,), mapping)
         for (name, *_), mapping in found
     ]
+
+
+def _list_decoder_names(model: Architecture) -> list[tuple[tuple[str, ...], Any]]:
+    """List the names of our decoder: they differ by the first component, and matrices are transposed."""
+    from paddlenlp.transformers.conversion_utils import StateDictNameMapping
+
+    found: list[tuple[tuple[str, ...], Any]] = []
+    for (hf, weight), (paddle, _) in zip(list_full_names(model, HF_PREFIX), list_full_names(model), strict=True):
+        found.append(((hf,), StateDictNameMapping(hf, paddle, "transpose" if weight.is_matrix else None)))
+    return found
 
 
 def _list_paddlenlp_names(model_class: Any, config: Any) -> list[tuple[tuple[str, ...], Any]]:

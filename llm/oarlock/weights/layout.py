@@ -40,7 +40,8 @@ def parameter_shards(model: nn.Layer) -> list[ParameterShard]:
     state = model.state_dict()
     degree = max(1, getattr(model.config, "tensor_parallel_degree", 1) or 1)
     actions: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
-    if degree > 1:  # PaddleNLP's functions that cut this rank's slice out of a whole tensor
+    if degree > 1 and not hasattr(model, "architecture"):
+        # PaddleNLP's functions that cut this rank's slice out of a whole tensor. Parameters of our decoder know theirs.
         actions = type(model).get_tensor_parallel_convert_actions(
             model.config, list(state), is_split=True, ignore_error=True
         )
@@ -51,7 +52,7 @@ def parameter_shards(model: nn.Layer) -> list[ParameterShard]:
             continue
         seen.add(id(tensor))
         split, shape = actions.get(name), tuple(tensor.shape)
-        tensor_slice = getattr(tensor, "tensor_slice", None)  # fine-tuning methods set it on the parameters they add
+        tensor_slice = getattr(tensor, "tensor_slice", None)  # set by our decoder and by fine-tuning methods
         if tensor_slice is None and split is not None and tensor.is_distributed:
             tensor_slice = _find_slice(shape, split, degree, name)
         found.append(ParameterShard(rename(name), tensor, tensor_slice or TensorSlice(shape)))

@@ -32,6 +32,8 @@ _PLAN_KEYS = (
     "tensor_parallel_degree",
     "tensor_parallel_rank",
     "tensor_parallel_output",
+    "expert_parallel_degree",
+    "expert_parallel_rank",
     "sequence_parallel",
     "virtual_pp_degree",
     "recompute",

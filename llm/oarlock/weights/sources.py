@@ -29,7 +29,7 @@ class WeightSource(Protocol):
 
     Attributes:
         place: where the tensors come from, for messages.
-        shapes: name -> shape (None if unknown until read), in the order in which reading is fastest.
+        shapes: name -> shape (None if known only after reading), in the order in which reading is fastest.
         read_ahead: a second thread may read while the tensor read before is in use.
     """
 

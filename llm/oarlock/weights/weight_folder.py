@@ -50,6 +50,14 @@ _NOT_READ = (
     "*.safetensors",
 )
 _PADDLE_NAMES = tuple(f"{family}." for family in FAMILIES)
+_EMBEDDING = "embed_tokens.weight"
+_TO_WIDTH = (
+    "down_proj.weight",
+    "w2.weight",
+    "o_proj.weight",
+    "fc2.weight",
+)  # matrices whose output is the layers' width
+_PROJECTIONS = (*_TO_WIDTH, "gate_proj.weight", "gate_up_proj.weight", "w1.weight", "k_proj.weight", "fc1.weight")
 _LAYOUTS = {"np": "np", "pt": "pt", "mlx": "pt"}  # MLX keeps transformers' names and matrices
 
 
@@ -204,8 +212,12 @@ def _header(path: Path, state: object) -> Header:
 
 
 def _detect_layout(files: Mapping[str, Path]) -> str:
-    """Detect the layout from the headers and, where they don't say, from names."""
+    """Detect the layout from the headers and, where they don't say, from names and shapes.
+
+    Families of our own decoder have the same names in both layouts.
+    """
     found: dict[str, Path] = {}
+    by_shape = _detect_by_shapes(files)
     for path in sorted(set(files.values())):
         names = [name for name, place in files.items() if place == path]
         said = read_header_of(path).metadata.get("format")
@@ -216,12 +228,18 @@ def _detect_layout(files: Mapping[str, Path]) -> str:
             )
         # None where both layouts have such names.
         telling = next((name for name in names if name.startswith((*_PADDLE_NAMES, "model."))), None)
-        by_name = None if telling is None else "np" if telling.startswith(_PADDLE_NAMES) else "pt"
+        by_name = None if telling is None else "np" if telling.startswith(_PADDLE_NAMES) else by_shape
+        if said is None and by_name is None and any(name.endswith(_PROJECTIONS) for name in names):
+            raise ModelError(
+                f"{path}: nothing tells whether its matrices are [in, out] or [out, in]: its header names no format "
+                "(np or pt), and its shapes fit both"
+            )
         layout = by_name or "pt" if said is None else _LAYOUTS[said]
         if by_name not in (None, layout):
             example = min(names)
             raise ModelError(
-                f"{path}: its header says format {said!r}, and its tensors have names of the other layout ({example})"
+                f"{path}: its header says format {said!r}, and its tensors have names or shapes of the other layout "
+                f"({example})"
             )
         found.setdefault(layout, path)
     if len(found) > 1:
@@ -230,6 +248,19 @@ def _detect_layout(files: Mapping[str, Path]) -> str:
             f"{one} and {other}: one is in Paddle's layout, the other in Hugging Face's: two sets of weights"
         )
     return next(iter(found), "pt")
+
+
+def _detect_by_shapes(files: Mapping[str, Path]) -> str | None:
+    """Detect the layout from the matrices between the layers' width and another one; None if none tells."""
+    shapes = {name: read_header_of(path).tensors[name].shape for name, path in files.items()}
+    embedding = next((shape for name, shape in shapes.items() if name.endswith(_EMBEDDING) and len(shape) == 2), None)
+    for name, shape in shapes.items():
+        inner = next((own for own in _PROJECTIONS if name.endswith(own)), None)
+        if embedding is None or inner is None or len(shape) != 2 or shape[0] == shape[1]:
+            continue
+        if embedding[1] in shape:
+            return "pt" if (shape[0] == embedding[1]) == (inner in _TO_WIDTH) else "np"
+    return None
 
 
 def _check_other_files(folder: Path, used: set[Path]) -> None:

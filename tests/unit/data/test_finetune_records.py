@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from oarlock.data.embedded.tokenizer import ASSISTANT, EOS, USER
-from oarlock.data.examples.encode import Counts, Recipe, encode_source
+from oarlock.data.examples.encode import Counts, EncodingSettings, encode_source
 from oarlock.data.examples.preview import mark_trained
 from oarlock.data.records.conversations import parse_record
 from oarlock.data.records.record_stream import FileRecords
@@ -20,8 +20,8 @@ def read(path: Path, tokenizer, form="auto", skip_bad=False, name="tokenizer", s
     """Rows and counts of a file; the tokenizer's template renders <|user|>q<|assistant|>a<|endoftext|>."""
     template = choose_template(name, tokenizer, "src_tgt")
     counts = Counts()
-    recipe = Recipe(tokenizer, template, src_length, tgt_length, form, skip_bad)
-    return [row for rows, _ in encode_source(FileRecords.detect(path), recipe, counts) for row in rows], counts
+    settings = EncodingSettings(tokenizer, template, src_length, tgt_length, form, skip_bad)
+    return [row for rows, _ in encode_source(FileRecords.detect(path), settings, counts) for row in rows], counts
 
 
 def shown(row, tokenizer) -> str:

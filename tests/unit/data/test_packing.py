@@ -17,8 +17,9 @@ from oarlock.data.examples.dataset import ExampleDataset
 from oarlock.data.examples.labels import IGNORE_INDEX, Example
 from oarlock.data.examples.packing import PackedDataset, make_packs, measure_padded_fill
 from oarlock.errors import ConfigError, DataError
-from oarlock.models import packing
-from oarlock.models.packing import ENDS, adapt_attention_mask, check_packing, dense_mask, split_row
+from oarlock.models.packing import ENDS, adapt_attention_mask, check_packing
+from oarlock.ops.attention_backends import masks
+from oarlock.ops.attention_backends.masks import dense_mask, split_row
 from oarlock.train.finetune import _pack
 
 
@@ -76,7 +77,7 @@ def test_packed_rows_restart_positions_and_mark_where_examples_end():
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 0, 0]]
     assert batch[ENDS].tolist() == [[3, 3, 3, 5, 5, 6], [4, 4, 4, 4, 5, 6]]
     assert batch[ENDS].dtype == np.int32 and batch["num_tokens"].tolist() == [5, 4]
-    seen = dense_mask(paddle.to_tensor(batch[ENDS])).numpy()
+    seen = dense_mask(*[batch[ENDS].shape[1]] * 2, paddle.to_tensor(batch[ENDS])).numpy()
     blocks = np.zeros([6, 6], bool)
     for start, stop in ((0, 3), (3, 5), (5, 6)):
         blocks[start:stop, start:stop] = np.tri(stop - start, dtype=bool)
@@ -89,7 +90,7 @@ def test_packed_rows_restart_positions_and_mark_where_examples_end():
 def test_rows_are_cut_between_examples(lengths):
     stops = np.cumsum(lengths)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(packing, "_BLOCK", 20)
+        patched.setattr(masks, "_BLOCK", 20)
         pieces = split_row(np.repeat(stops, lengths).astype(np.int32))
     assert [start for start, _ in pieces] == [0, *(stop for _, stop in pieces[:-1])] and pieces[-1][1] == stops[-1]
     assert {stop for _, stop in pieces} <= set(stops.tolist())

@@ -1,4 +1,4 @@
-"""Families, fields and generation settings of published model folders, and what is refused."""
+"""Families, fields and generation settings of model folders as people have them, and what is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from oarlock.families.registry import FAMILIES
 from oarlock.model_config.builtin_configs import read_config_by_name
 from oarlock.model_config.generation_config import find_end_tokens, read_generation_config, read_sampling_defaults
 from oarlock.model_config.load import make_config, read_config
-from oarlock.model_config.sliding_window import check_window, find_window
 from oarlock.sampling.params import SamplingParams
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64, "intermediate_size": 64}
@@ -25,18 +24,18 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "v
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"model_type": "qwen2_moe", "architectures": ["Qwen2MoeForCausalLM"]}, "model_type 'qwen2_moe' is not supported"),
-        ({"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"]}, "'deepseek_v3' is not supported"),
-        ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}, "'qwen3' is not supported; Oarlock has llama, qwen2"),
+        ({"model_type": "qwen3_next", "architectures": ["Qwen3NextForCausalLM"]}, "model_type 'qwen3_next' is not supported"),
+        ({"model_type": "falcon", "architectures": ["FalconForCausalLM"]}, "'falcon' is not supported; Oarlock has llama, qwen2"),
         ({"model_type": "llama", "architectures": ["Qwen3ForCausalLM"]}, "architectures names 'Qwen3ForCausalLM'"),
         ({"model_type": "gemma", "architectures": ["Gemma2ForCausalLM"]}, "architectures names 'Gemma2ForCausalLM'"),
         ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, "not a causal language model"),
         ({"architectures": ["FalconForCausalLM"]}, "neither a model_type nor a known class"),
-        ({"model_type": "mixtral"}, "mixtral models can't be run here"),
+        ({"model_type": "gpt_oss"}, "gpt_oss models can't be run here: our decoder's experts"),
+        ({"model_type": "gemma3"}, r"gemma3 models can't be run here: .* text models \(gemma3_text\)"),
         ({}, "neither a model_type"),
     ],
 )  # fmt: skip
-def test_an_unknown_family_is_refused_in_one_sentence(tmp_path, content, words):
+def test_a_family_that_is_not_there_in_one_sentence(tmp_path, content, words):
     (tmp_path / "config.json").write_text(json.dumps(content | SIZES))
     for road in (
         lambda: read_config(tmp_path),
@@ -48,7 +47,7 @@ def test_an_unknown_family_is_refused_in_one_sentence(tmp_path, content, words):
         assert "\n" not in str(caught.value)
 
 
-def test_families_are_detected_from_the_class_and_chatglm2_from_its_published_name():
+def test_a_class_alone_and_chatglm2_under_its_published_name():
     assert make_config({"architectures": ["LlamaForCausalLM"], **SIZES}, "x").model_type == "llama"
     found = make_config({"model_type": "chatglm", "architectures": ["ChatGLMModel"], "multi_query_group_num": 2,
                        "num_layers": 2, "padded_vocab_size": 64, "rmsnorm": True, "torch_dtype": "float16"}, "x")  # fmt: skip
@@ -102,13 +101,13 @@ def test_families_are_detected_from_the_class_and_chatglm2_from_its_published_na
 @pytest.mark.parametrize(
     "stamp", [{}, {"transformers_version": "4.55.0", "use_cache": True}, {"paddlenlp_version": "3"}]
 )
-def test_unsupported_fields_are_refused_from_any_writer(family, fields, words, stamp):
+def test_fields_that_are_refused_whoever_wrote_them(family, fields, words, stamp):
     sizes = {} if family in ("opt", "bloom", "gptj") else SIZES
     with pytest.raises(ModelError, match=words):
         make_config({"model_type": family, **sizes, **stamp, **fields}, "x")
 
 
-def test_gemma_uses_approximate_gelu_except_in_paddlenlp_folders():
+def test_gemmas_gelu_is_the_approximation_but_where_paddlenlp_wrote_it():
     def act(**fields) -> str:
         return make_config(
             {"model_type": "gemma", **SIZES, "num_key_value_heads": 4, "head_dim": 8, **fields}, "x"
@@ -124,7 +123,7 @@ def test_gemma_uses_approximate_gelu_except_in_paddlenlp_folders():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nulls_are_absent(family):
     plain = make_config({"model_type": family}, "x")
-    nulls = ("num_key_value_heads", "rope_scaling", "quantization_config", "pad_token_id", "head_dim", "logit_scale",
+    nulls = ("rope_scaling", "quantization_config", "pad_token_id", "head_dim", "logit_scale",
              "hidden_act", "torch_dtype", "unheard_of")  # fmt: skip
     found = make_config({"model_type": family, **dict.fromkeys(nulls)}, "x")
     assert {k: v for k, v in vars(found).items() if k != "quantization_config"} == {
@@ -132,7 +131,7 @@ def test_nulls_are_absent(family):
     }
 
 
-def test_fields_without_effect_and_neutral_values_are_accepted():
+def test_fields_without_effect_and_neutral_values_are_let_pass():
     notes = {"_name_or_path": "a", "unsloth_version": "2", "license": "mit", "pretraining_tp": 4, "temperature": 0.6,
              "id2label": {"0": "a"}, "mlp_bias": False, "logits_scaling": 1.0, "head_dim": 8, "use_mrope": False,
              "rope_interleaved": False, "is_llama_config": True, "partial_rotary_factor": 1.0, "tensor_parallel_degree": 8, "use_flash_attention": True}  # fmt: skip
@@ -140,26 +139,33 @@ def test_fields_without_effect_and_neutral_values_are_accepted():
     assert found.tensor_parallel_degree in (-1, 1) and not found.use_flash_attention
 
 
-def test_sliding_windows():
-    long = {"model_type": "mistral", **SIZES, "num_key_value_heads": 4}
-    assert (
-        find_window(make_config(long, "x")) == 4096
-        and find_window(make_config(long | {"sliding_window": None}, "x")) is None
-    )
-    config = make_config(long | {"sliding_window": 64}, "x")
-    check_window(config, 64, "x", "--max_seq_length asks for")
-    with pytest.raises(ModelError, match=r"--max_seq_length asks for 65 tokens.*64 \(sliding_window in x\)"):
-        check_window(config, 65, "x", "--max_seq_length asks for")
-    qwen = {"model_type": "qwen2", **SIZES, "num_key_value_heads": 4, "sliding_window": 8, "max_window_layers": 1}
-    assert find_window(make_config(qwen, "x")) is None
-    assert find_window(make_config(qwen | {"use_sliding_window": True}, "x")) == 8
-    assert find_window(make_config(qwen | {"use_sliding_window": True, "max_window_layers": 2}, "x")) is None
+def test_windows():
+    def windows(family: str, **fields) -> list:
+        config = make_config({"model_type": family, **SIZES, "num_key_value_heads": 4, **fields}, "x")
+        return [block.attention.window for block in FAMILIES[family].decoder(config).blocks]
+
+    assert windows("mistral") == [4096, 4096] and windows("mistral", sliding_window=None) == [None, None]
+    assert windows("qwen2", sliding_window=8, max_window_layers=1) == [None, None]
+    used = {"use_sliding_window": True, "sliding_window": 8}
+    assert windows("qwen2", **used, max_window_layers=1) == windows("qwen3", **used, max_window_layers=1) == [None, 8]
+    assert windows("qwen2", **used, max_window_layers=2) == [None, None]
+    lower = {"layer_types": ["sliding_attention", "full_attention"]}
+    assert windows("qwen2", **used, **lower) == windows("qwen3", **used, **lower) == [8, None]
+    assert windows("qwen2_moe", **used) == windows("gemma2", sliding_window=8) == [8, None]
+    assert windows("gemma3_text", sliding_window=8, sliding_window_pattern=2) == [8, None]
+    assert windows("smollm3", **used, no_rope_layer_interval=2) == [None, 8]
+    with pytest.raises(
+        ModelError, match="layer_types has to name one of sliding_attention and full_attention for each of"
+    ):
+        windows("gemma2", layer_types=["full_attention"])
+    with pytest.raises(ModelError, match="all layers of mistral are of one kind"):
+        windows("mistral", **lower)
 
 
 # generation settings
 
 
-def test_end_tokens_from_every_file():
+def test_end_tokens_of_all_places():
     config, tokenizer = SimpleNamespace(eos_token_id=[1, 2]), SimpleNamespace(eos_token_id=0)
     assert find_end_tokens({"eos_token_id": [2, 9]}, config, tokenizer) == (0, 1, 2, 9)
     assert find_end_tokens({}, SimpleNamespace(eos_token_id=None), None) == ()
@@ -167,28 +173,28 @@ def test_end_tokens_from_every_file():
         find_end_tokens({"eos_token_id": "</s>"}, config, tokenizer)
 
 
-def test_sampling_defaults_apply_only_to_omitted_fields():
+def test_sampling_defaults_are_for_what_a_request_leaves_open():
     content = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": None, "repetition_penalty": 1.1}
     defaults = read_sampling_defaults(content)
     assert defaults == {"temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.1}
     asked = SamplingParams(temperature=0.2, given=frozenset({"temperature"})).with_defaults(defaults)
     assert (asked.temperature, asked.top_p, asked.top_k, asked.repetition_penalty) == (0.2, 0.9, 0, 1.1)
-    assert SamplingParams().with_defaults(defaults) == SamplingParams()  # written by a program: all of it counts
-    assert read_sampling_defaults({"temperature": 0.6}) == {}  # the most likely token, without do_sample
+    assert SamplingParams().with_defaults(defaults) == SamplingParams()  # of a program: all of it is meant
+    assert read_sampling_defaults({"temperature": 0.6}) == {}  # the likeliest token, without do_sample
     assert read_sampling_defaults({"decode_strategy": "sampling"}) == {"temperature": 1.0}
     with pytest.raises(ModelError, match="top_p is 3"):
         read_sampling_defaults({"top_p": 3})
 
 
-def test_damaged_generation_settings_are_reported(tmp_path):
+def test_damaged_generation_settings_are_told(tmp_path):
     assert read_generation_config(tmp_path) == {}
     (tmp_path / "generation_config.json").write_text("[")
     with pytest.raises(ModelError, match="not valid JSON"):
         read_generation_config(tmp_path)
 
 
-def test_configurations_from_paddlenlp_are_read():
-    """The configurations of models listed in its code, including older nested ones."""
+def test_configurations_that_paddlenlp_carries_are_read():
+    """Those of the hub names in its code, older nested ones too."""
     from oarlock.model_config.load import find_config_class
 
     read = 0
@@ -200,7 +206,7 @@ def test_configurations_from_paddlenlp_are_read():
     assert read > 5
 
 
-def test_run_settings_are_not_saved_as_model_fields():
+def test_how_a_run_computed_is_no_field_of_the_model():
     run = {"use_fast_layer_norm": False, "use_fused_rms_norm": True, "recompute": True, "recompute_granularity": "full",
            "tensor_parallel_output": True, "seq_length": 128, "virtual_pp_degree": 2}  # fmt: skip
     found = make_config({"model_type": "llama", "paddlenlp_version": "3.0.0b4", **SIZES, **run}, "x")

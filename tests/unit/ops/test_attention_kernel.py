@@ -1,4 +1,4 @@
-"""The fused attention compared with float64: values, gradients, masks, shapes, and refusals."""
+"""The fused attention beside float64: values, gradients, masks, shapes, and what it refuses."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from exact_attention import KINDS, exact_attention, make_ends, make_seen
 from helpers import LLM
 from oarlock.environment.paddle_import import import_paddle
 from oarlock.errors import EnvironmentProblem
@@ -21,71 +22,33 @@ import paddle  # noqa: E402
 
 pytestmark = pytest.mark.skipif(bool(library.why_missing()), reason=library.why_missing())
 LOWEST = np.finfo(np.float32).min
-MASKS = ("causal", "packed", "left padding", "right padding", "holes", "dense", "dense of each head")
+MASKS = (*KINDS, "dense", "dense of each head")
 
 
-def compute_float64(query, key, value, grad, ends, bias):
-    """The output and the gradients of query, key and value in float64."""
-    query, key, value, grad = (array.astype(np.float64) for array in (query, key, value, grad))
-    batch, queries, heads, dim = query.shape
-    keys, groups, scale = key.shape[1], heads // key.shape[2], dim**-0.5
-    all_keys, all_values = np.repeat(key, groups, 2), np.repeat(value, groups, 2)
-    scores = np.einsum("bihd,bjhd->bhij", query, all_keys) * scale
-    if bias is None:
-        places = np.arange(queries)[:, None] + keys - queries
-        seen = np.arange(keys) <= places
-        seen = seen[None] & (True if ends is None else places < ends[:, None])
-        seen = np.broadcast_to(seen[:, None], scores.shape)
-    else:
-        seen = np.broadcast_to(bias > -1e30, scores.shape)
-        scores = scores + bias
-    largest = np.where(seen, scores, -np.inf).max(-1, keepdims=True)
-    weights = np.where(seen, np.exp(scores - np.where(np.isfinite(largest), largest, 0)), 0)
-    total = weights.sum(-1, keepdims=True)
-    weights = weights / np.where(total > 0, total, 1)
-    of_weights = np.einsum("bihd,bjhd->bhij", grad, all_values)
-    of_scores = weights * (of_weights - (weights * of_weights).sum(-1, keepdims=True)) * scale
-    by_key = [np.einsum("bhij,bihd->bjhd", a, b) for a, b in ((of_scores, query), (weights, grad))]
-    return [
-        np.einsum("bhij,bjhd->bihd", weights, all_values),
-        np.einsum("bhij,bjhd->bihd", of_scores, all_keys),
-        *(array.reshape(batch, keys, -1, groups, dim).sum(3) for array in by_key),
-    ]
-
-
-def make_mask(random, kind, batch, queries, keys, heads):
-    """ends, bias."""
-    ends, bias = np.full((batch, keys), keys, np.int32), None
-    if kind == "packed":
-        for row in ends:
-            cuts = np.sort(random.integers(0, keys + 1, keys // 40 + 1)).tolist()
-            for start, stop in zip([0, *cuts], [*cuts, keys], strict=True):
-                row[start:stop] = stop
-    elif kind == "left padding":
-        ends[:, : keys // 3] = 0
-    elif kind == "right padding":
-        ends[-1, keys - keys // 3 :] = 0
-    elif kind == "holes":
-        ends[random.random(ends.shape) < 0.3] = 0
-    elif kind.startswith("dense"):
-        shape = (batch, heads if kind.endswith("head") else 1, queries, keys)
-        bias = random.normal(0, 1, shape).astype(np.float32)
-        bias[random.random(shape) < 0.3] = LOWEST
-        bias[..., : keys // 2, keys // 2 :] = LOWEST  # tiles of it
-        bias[..., keys // 2 :, : keys // 2] = 0
-    return (None if kind == "causal" or bias is not None else ends), bias
+def made_mask(random, kind, batch, queries, keys, heads):
+    """ends, bias, and what is seen."""
+    if not kind.startswith("dense"):
+        ends = None if kind == "causal" else make_ends(random, kind, batch, keys)
+        return ends, None, make_seen(queries, keys, ends)
+    shape = (batch, heads if kind.endswith("head") else 1, queries, keys)
+    bias = random.normal(0, 1, shape).astype(np.float32)
+    bias[random.random(shape) < 0.3] = LOWEST
+    bias[..., : keys // 2, keys // 2 :] = LOWEST  # tiles of it
+    bias[..., keys // 2 :, : keys // 2] = 0
+    return None, bias, bias > -1e30
 
 
 def check(batch, queries, keys, heads, groups, dim, mask, seed=0):
     random = np.random.default_rng(seed)
     shapes = [(batch, queries, heads * groups, dim), (batch, keys, heads, dim), (batch, keys, heads, dim)]
     arrays = [random.normal(0, 1, shape).astype(np.float32) for shape in (*shapes, shapes[0])]
-    ends, bias = make_mask(random, mask, batch, queries, keys, heads * groups)
+    ends, bias, seen = made_mask(random, mask, batch, queries, keys, heads * groups)
     tensors = [paddle.to_tensor(array, stop_gradient=False) for array in arrays[:3]]
     given_ends, given_bias = (None if array is None else paddle.to_tensor(array) for array in (ends, bias))
     output = attention.fused_attention(*tensors, given_ends, given_bias)
     found = [output, *paddle.grad([output], tensors, [paddle.to_tensor(arrays[3])])]
-    for tensor, wanted in zip(found, compute_float64(*arrays, ends, bias), strict=True):
+    expected = exact_attention(*arrays, seen, dim**-0.5, bias=0 if bias is None else bias)
+    for tensor, wanted in zip(found, expected, strict=True):
         np.testing.assert_allclose(tensor.numpy(), wanted, rtol=0, atol=1e-5 * max(1, np.abs(wanted).max()))
 
 
@@ -101,7 +64,7 @@ def test_head_sizes(dim):
 
 @pytest.mark.parametrize(("heads", "groups", "length"), [(1, 1, 700), (1, 4, 700), (3, 1, 540), (20, 1, 270)])
 def test_few_and_many_heads(heads, groups, length):
-    """With few heads, the backward pass splits the keys and adds up the partial query gradients."""
+    """Few: the backward splits keys, and adds the queries' gradients of the parts."""
     check(1, length, length, heads, groups, 16, "packed")
 
 
@@ -120,7 +83,7 @@ def test_one_query_after_a_cache():
 
 
 def test_lower_instruction_sets():
-    """The code for CPUs without AVX-512; it is chosen once per process."""
+    """What CPUs without AVX-512 run; the choice is made once in a process."""
     code = """
 import test_attention_kernel as tests
 for mask in tests.MASKS:
@@ -136,7 +99,7 @@ tests.check(1, 331, 331, 1, 1, 64, "causal")
         assert result.returncode == 0, result.stderr[-3000:]
 
 
-def draw_inputs(shape=(2, 300, 4, 32), key_heads=2):
+def some(shape=(2, 300, 4, 32), key_heads=2):
     paddle.seed(1)
     found = [paddle.randn([*shape[:2], heads, shape[3]]) for heads in (shape[2], key_heads, key_heads)]
     for tensor in found:
@@ -150,7 +113,7 @@ def with_gradients(tensors, ends=None):
 
 
 def test_same_bits_for_any_number_of_threads():
-    tensors, results = draw_inputs(key_heads=1), []
+    tensors, results = some(key_heads=1), []
     for threads in (1, 2, 3):
         paddle.base.core.set_num_threads(threads)
         results.append(with_gradients(tensors))
@@ -159,9 +122,9 @@ def test_same_bits_for_any_number_of_threads():
         assert all((a == b).all() for a, b in zip(results[0], other, strict=True))
 
 
-def test_a_packed_example_equals_the_example_alone():
-    """Bit for bit, whatever its neighbour in the tile is."""
-    tensors = draw_inputs((1, 256, 4, 32))
+def test_a_packed_example_is_what_it_is_alone():
+    """To the bit, whatever its neighbour in the tile is."""
+    tensors = some((1, 256, 4, 32))
     ends = paddle.concat([paddle.full([1, 100], 100, "int32"), paddle.full([1, 156], 256, "int32")], axis=1)
     others = [paddle.concat([t[:, :100], t[:, 100:] * 50 + 3], axis=1).detach() for t in tensors]
     for tensor in others:
@@ -171,8 +134,8 @@ def test_a_packed_example_equals_the_example_alone():
         assert (found[:, :100] == wanted).all()
 
 
-def test_nan_and_large_logits():
-    query, key, value = draw_inputs((1, 70, 2, 32))
+def test_nan_and_large_scores():
+    query, key, value = some((1, 70, 2, 32))
     output = attention.fused_attention(query * 1e4, key, value)
     assert paddle.isfinite(output).all()
     query = query.detach()
@@ -181,21 +144,21 @@ def test_nan_and_large_logits():
     assert paddle.isnan(found[0, 3, 0]).all() and int(paddle.isnan(found).sum()) == 32
 
 
-def test_non_contiguous_inputs():
-    tensors = draw_inputs()
+def test_not_contiguous():
+    tensors = some()
     turned = [tensor.transpose([0, 2, 1, 3]).contiguous().transpose([0, 2, 1, 3]) for tensor in tensors]
     assert not turned[0].is_contiguous()
     for found, wanted in zip(with_gradients(turned), with_gradients(tensors), strict=True):
         assert (found == wanted).all()
 
 
-def test_empty_inputs():
+def test_empty():
     for shape in ((0, 5, 2, 8), (2, 0, 2, 8)):
-        assert [list(t.shape) for t in with_gradients(draw_inputs(shape, 2))] == [list(shape)] * 4
+        assert [list(t.shape) for t in with_gradients(some(shape, 2))] == [list(shape)] * 4
 
 
-def test_refusals():
-    query, key, value = draw_inputs()
+def test_refuses():
+    query, key, value = some()
     ends = paddle.full([2, 300], 300, "int32")
     wrong = {
         "key has to be": (query, key[:1], value),
@@ -215,6 +178,6 @@ def test_refusals():
 
 def test_a_wrong_operator_is_refused(monkeypatch):
     self_check.check_attention.__wrapped__()
-    monkeypatch.setattr(self_check, "reference_attention", lambda q, k, v, ends: attention.fused_attention(q, k, v))
+    monkeypatch.setattr(self_check, "reference_attention", lambda q, k, v, *_: attention.fused_attention(q, k, v))
     with pytest.raises(EnvironmentProblem, match="fused attention gives wrong results on this machine"):
         self_check.check_attention.__wrapped__()

@@ -68,7 +68,8 @@ def run_on_cpu(python, folder, *changes):
     """Run the GPU benchmark's comparisons with float64 on the kernels, emulated by cuda_on_cpu/; source changes are
     applied first.
     """
-    sources = {name: (build.HERE / name).read_text() for name in (*build.CUDA_KERNELS, "common/cuda.cuh")}
+    headers = [str(path.relative_to(build.HERE)) for path in build.HERE.glob("*/*.cuh")]
+    sources = {name: (build.HERE / name).read_text() for name in (*build.CUDA_KERNELS, *headers)}
     for name, old, new in changes:
         assert sources[name].count(old) == 1, old
         sources[name] = sources[name].replace(old, new)
@@ -108,7 +109,7 @@ def test_kernels_are_correct_when_emulated_on_a_cpu(parity_python, tmp_path):
             "results depend on the order of the threads",
         ),
         (
-            (build.CUDA_KERNELS[0], "(col < cols) {\n        const Pack<X, N> given", "(col <= cols) {\n        const Pack<X, N> given"),
+            ("rms_norm/forward_kernels.cuh", "(col < cols) {\n        const Pack<X, N> given", "(col <= cols) {\n        const Pack<X, N> given"),
             "an access outside of a tensor",
         ),
     ],

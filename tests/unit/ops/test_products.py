@@ -100,7 +100,6 @@ from oarlock.environment import matmul_library
 from oarlock.environment.paddle_import import import_paddle
 import_paddle(2)
 import paddle
-from op_checks import normal
 
 def compare():
     rng = np.random.default_rng(0)
@@ -129,14 +128,42 @@ def test_products_are_correct_and_deterministic(threads):
     run(_VALUES.replace("import_paddle(2)", f"import_paddle({threads})"), OARLOCK_GEMM="onednn")
 
 
+_IMPORTED_BEFORE = """
+import ctypes
+from pathlib import Path
+import paddle
+from oarlock.environment import matmul_library
+
+core = ctypes.CDLL(str(Path(paddle.__file__).parent / "libs" / "libphi_core.so"))
+print(matmul_library.use_library("onednn") or matmul_library.find_library_in_use(), core.omp_get_max_threads())
+"""
+
+
 @needs_library
-def test_a_product_before_the_choice_is_reported():
-    """A program that used paddle before Oarlock was imported keeps MKL for Paddle's own products."""
-    code = (
-        "import paddle; paddle.matmul(paddle.ones([2, 2]), paddle.ones([2, 2])); from oarlock.environment import matmul_library; "
-        "assert matmul_library.use_library('onednn') == ''; print(matmul_library.find_library_in_use())"
-    )
-    assert run(code).strip() == "mkl"
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_a_program_that_imported_paddle_itself_gets_the_library_and_keeps_its_threads(threads):
+    assert run(_IMPORTED_BEFORE, OMP_NUM_THREADS=threads).split() == ["onednn", threads]
+
+
+_MULTIPLIED_BEFORE = """
+import paddle
+ones = paddle.ones(SHAPE)
+paddle.matmul(ones, ones)
+from oarlock.environment import matmul_library
+from oarlock.train.setup import choose_matmul_library
+
+choose_matmul_library(None)
+print(matmul_library.find_library_in_use(), matmul_library._gemm.oarlock_multiplies_by_mkl())
+"""
+
+
+@needs_library
+@pytest.mark.parametrize("shape", [[2, 2], [4, 8, 8]], ids=["2-D", "batched"])
+def test_after_a_product_of_paddles_all_products_are_mkls(shape):
+    """Where the fused operators kept oneDNN, a run resumed from the checkpoint, which names MKL, had other bits."""
+    *_, said, found = run(_MULTIPLIED_BEFORE.replace("SHAPE", str(shape)), OARLOCK_GEMM="onednn").splitlines()
+    assert found == "mkl 1"
+    assert "oneDNN is not available for matrix multiplication: Paddle has multiplied before in this process" in said
 
 
 def test_a_library_that_is_not_built_is_not_used(tmp_path, monkeypatch):

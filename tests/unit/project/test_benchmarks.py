@@ -1,8 +1,14 @@
-"""The benchmarks import only what exists, so that a rename can't break one unnoticed."""
+"""The benchmarks import only what exists and read their flags, so that a rename can't break one unnoticed.
+
+mypy checks their calls (pyproject.toml).
+"""
 
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +53,29 @@ def test_imports_of_benchmarks_exist(path):
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 find_module(alias.name, path)
+
+
+PROGRAMS = [path for path in sorted(BENCHMARKS.rglob("*.py")) if "__main__" in path.read_text(encoding="utf-8")]
+NEEDS_TORCH = "rms_norm_gpu.py"  # at its imports; tests/unit/ops/test_cuda_kernels.py runs it
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
+def test_a_benchmark_starts_and_has_the_flags_that_its_docstring_names(path):
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert docstring and re.search(rf"python benchmarks/\S*{path.name}", docstring), "no usage in the docstring"
+    if path.name == NEEDS_TORCH:
+        return
+    command = [sys.executable, str(path), "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    _, described, options = result.stdout.partition(docstring)
+    assert described, "the help does not begin with the docstring: see make_parser"
+    named = {
+        flag for line in docstring.splitlines() if "python benchmarks" in line for flag in re.findall(r"--\w+", line)
+    }
+    assert named <= set(re.findall(r"--\w+", options)), named
+
+
+def test_every_benchmark_reports_a_table_and_json():
+    silent = [path.name for path in PROGRAMS if "report(" not in path.read_text(encoding="utf-8")]
+    assert not silent, f"{silent}: see report() of benchmarks/common.py"

@@ -33,6 +33,7 @@ ORDER = (
         "hub",
         "data",
         "weights",
+        "decoder",
         "model_config",
         "peft",
         "models",

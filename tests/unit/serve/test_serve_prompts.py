@@ -13,6 +13,7 @@ from oarlock.data.templates.chat_template import ChatTemplate, choose_template
 from oarlock.data.tokenizers.load import encode_marked, list_special_spellings, load_tokenizer
 from oarlock.errors import DataError, RequestRefused
 from oarlock.serve.engine.loading import ServedModel, find_begin_tokens, find_special_tokens, render_prompt
+from oarlock.serve.engine.messages import read_messages, read_tools
 from oarlock.serve.request import Prompt
 
 END, USER = "<|endoftext|>", "<|user|>"
@@ -99,3 +100,24 @@ def test_tools_reach_a_template_that_renders_them(tokenizer):
     ):
         with pytest.raises((DataError, RequestRefused), match=words):
             render_prompt(own, asked, tools)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]},
+        {"role": "user", "content": "", "name": "Ada"},
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": ""}},
+        {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "id": "c", "arguments": '{"a": "{}"}'}]},
+        {"role": "assistant", "content": "a", "reasoning": "r", "refusal": None, "tool_calls": []},
+        {"role": "assistant", "content": "a", "thinking": "t", "reasoning_content": "r"},
+        {"role": "function", "name": "f", "content": "1"},
+    ],
+    ids=["parts", "empty", "function_call", "bare call", "reasoning", "two reasonings", "function"],
+)
+def test_messages_and_tools_that_have_been_read_stay_as_they_are(message):
+    """A chat of OpenAI's API is read by the front and by the engine, one over gRPC by the engine alone."""
+    read = read_messages([message])
+    assert read_messages(json.loads(json.dumps(read))) == read
+    tools = read_tools([WEATHER[0]["function"], *WEATHER])
+    assert read_tools(json.loads(json.dumps(tools))) == tools

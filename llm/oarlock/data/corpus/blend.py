@@ -48,22 +48,18 @@ def parse_blend(text: str, flag: str, is_there: Callable[[str], bool]) -> list[t
             f'{flag} {text}: it does not exist and is not a blend "weight1 name1 weight2 name2 ..." (quote '
             "names with spaces)"
         )
-    pairs = [(_parse_weight(weight, name, flag), name) for weight, name in zip(words[::2], words[1::2], strict=True)]
+    pairs: list[tuple[float | None, str]] = []
+    for weight, name in zip(words[::2], words[1::2], strict=True):
+        try:
+            value = None if weight == ALL else float(weight)
+        except ValueError:
+            value = -1.0
+        if value is not None and not 0 < value < float("inf"):
+            raise DataError(f"{flag}: weight {weight!r} of {name} must be a number above 0, or `{ALL}` for each set")
+        pairs.append((value, name))
     if len({weight is None for weight, _ in pairs}) > 1:
         raise DataError(f"{flag} {text}: give each set a weight, or each of them `{ALL}`")
     return pairs
-
-
-def _parse_weight(text: str, name: str, flag: str) -> float | None:
-    if text == ALL:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise DataError(f"{flag}: weight {text!r} of {name} must be a number above 0, or `{ALL}` for each set")
-    return value
 
 
 def make_short_names(paths: Sequence[str]) -> list[str]:

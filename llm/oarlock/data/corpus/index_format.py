@@ -98,7 +98,19 @@ class CorpusWriter:
         for file in self._files.values():
             _flush_to_disk(file)
         with open(self._partial("idx"), "wb") as index:
-            self._write_index(index)
+            code = next(code for code, dtype in _DTYPES.items() if dtype == self.dtype)
+            index.write(_HEADER.pack(_MAGIC, 1, code, self.num_documents, self.num_documents + 1))
+            with open(self._partial("sizes"), "rb") as sizes:
+                while block := sizes.read(4 * _CHUNK):
+                    index.write(block)
+                sizes.seek(0)
+                offset = 0
+                while block := sizes.read(4 * _CHUNK):
+                    ends = offset + np.cumsum(np.frombuffer(block, np.int32), dtype=np.int64) * self.dtype.itemsize
+                    index.write(np.concatenate(([offset], ends[:-1])).astype(np.int64).tobytes())
+                    offset = int(ends[-1])
+            for first in range(0, self.num_documents + 1, _CHUNK):
+                index.write(np.arange(first, min(first + _CHUNK, self.num_documents + 1), dtype=np.int64).tobytes())
             _flush_to_disk(index)
         summary = {
             "format": FORMAT,
@@ -121,21 +133,6 @@ class CorpusWriter:
             file.close()
         for kind in ("bin", "sizes", "idx", "json"):
             self._partial(kind).unlink(missing_ok=True)
-
-    def _write_index(self, index: BinaryIO) -> None:
-        code = next(code for code, dtype in _DTYPES.items() if dtype == self.dtype)
-        index.write(_HEADER.pack(_MAGIC, 1, code, self.num_documents, self.num_documents + 1))
-        with open(self._partial("sizes"), "rb") as sizes:
-            while block := sizes.read(4 * _CHUNK):
-                index.write(block)
-            sizes.seek(0)
-            offset = 0
-            while block := sizes.read(4 * _CHUNK):
-                ends = offset + np.cumsum(np.frombuffer(block, np.int32), dtype=np.int64) * self.dtype.itemsize
-                index.write(np.concatenate(([offset], ends[:-1])).astype(np.int64).tobytes())
-                offset = int(ends[-1])
-        for first in range(0, self.num_documents + 1, _CHUNK):
-            index.write(np.arange(first, min(first + _CHUNK, self.num_documents + 1), dtype=np.int64).tobytes())
 
     def _partial(self, kind: str) -> Path:
         return Path(f"{self.prefix}.{kind}.partial")
@@ -188,7 +185,15 @@ def check_corpus(prefix: str | Path) -> None:
     if index.stat().st_size != expected:
         raise DataError(f"{index}: {index.stat().st_size:,} bytes, expected {expected:,}; the file is damaged")
     sizes = np.memmap(index, np.int32, "r", offset=_HEADER.size, shape=(sequences,)) if sequences else np.zeros(0)
-    expected = _check_offsets(index, sizes, _DTYPES[code].itemsize)
+    expected = 0  # bytes of the sequences, which lie one behind the other in the data
+    for first in range(0, len(sizes), _CHUNK):
+        lengths = np.asarray(sizes[first : first + _CHUNK], np.int64)
+        place = _HEADER.size + 4 * len(sizes) + 8 * first
+        offsets = np.memmap(index, np.int64, "r", offset=place, shape=(len(lengths),))
+        ends = expected + np.cumsum(lengths) * _DTYPES[code].itemsize
+        if int(lengths.min()) < 0 or (offsets != np.concatenate(([expected], ends[:-1]))).any():
+            raise DataError(f"{index}: its sequences do not follow one another; the file is damaged")
+        expected = int(ends[-1])
     if data.stat().st_size != expected:
         raise DataError(
             f"{data}: {data.stat().st_size:,} bytes, its index expects {expected:,}; build the corpus again"
@@ -198,20 +203,6 @@ def check_corpus(prefix: str | Path) -> None:
     mask = Path(f"{prefix}.lsm")
     if mask.exists() and mask.stat().st_size != expected // _DTYPES[code].itemsize:
         raise DataError(f"{mask}: {mask.stat().st_size:,} bytes, one a token of {data} would be as many as its tokens")
-
-
-def _check_offsets(index: Path, sizes: np.ndarray, itemsize: int) -> int:
-    """Refuse sequences that do not lie one behind the other in the data; returns the bytes of all."""
-    offset = 0
-    for first in range(0, len(sizes), _CHUNK):
-        lengths = np.asarray(sizes[first : first + _CHUNK], np.int64)
-        place = _HEADER.size + 4 * len(sizes) + 8 * first
-        offsets = np.memmap(index, np.int64, "r", offset=place, shape=(len(lengths),))
-        ends = offset + np.cumsum(lengths) * itemsize
-        if int(lengths.min()) < 0 or (offsets != np.concatenate(([offset], ends[:-1]))).any():
-            raise DataError(f"{index}: its sequences do not follow one another; the file is damaged")
-        offset = int(ends[-1])
-    return offset
 
 
 def token_ids(prefix: str | Path) -> np.ndarray:

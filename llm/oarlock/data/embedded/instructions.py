@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -199,11 +199,19 @@ def make_instruction_records(split: str) -> list[dict[str, str]]:
     if split not in ("train", "dev"):
         raise ValueError(f"split must be train or dev, got {split!r}")
     records = []
-    for record in (record for task in TASKS for record in _make_records(task)):
-        prompt = f"{record['instruction']}\n{record['input']}".encode()
-        is_held_out = int.from_bytes(hashlib.sha256(prompt).digest()[:4], "big") % _DEV_SHARE == 0
-        if is_held_out == (split == "dev"):
-            records.append(record)
+    for task in TASKS:
+        grid = [
+            {"instruction": phrasing, "input": question, "output": answer, "task": task.name}
+            for question, answer in dict(task.pairs()).items()
+            for phrasing in task.phrasings
+        ]
+        if task.sampled is not None:
+            grid = random.Random(task.name).sample(grid, min(task.sampled, len(grid)))
+        for record in grid:
+            prompt = f"{record['instruction']}\n{record['input']}".encode()
+            is_held_out = int.from_bytes(hashlib.sha256(prompt).digest()[:4], "big") % _DEV_SHARE == 0
+            if is_held_out == (split == "dev"):
+                records.append(record)
     random.Random(split).shuffle(records)
     return records
 
@@ -219,14 +227,3 @@ def write_instructions(folder: str | Path) -> dict[str, int]:
         (folder / f"{split}.json").write_text(text + "\n", encoding="utf-8")
         counts[split] = len(records)
     return counts
-
-
-def _make_records(task: Task) -> Iterator[dict[str, str]]:
-    grid = [
-        {"instruction": phrasing, "input": question, "output": answer, "task": task.name}
-        for question, answer in dict(task.pairs()).items()
-        for phrasing in task.phrasings
-    ]
-    if task.sampled is not None:
-        grid = random.Random(task.name).sample(grid, min(task.sampled, len(grid)))
-    yield from grid

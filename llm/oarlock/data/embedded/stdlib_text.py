@@ -22,11 +22,15 @@ def find_stdlib_sources() -> list[Source]:
         DataError: if there are less than 10 MB (a stripped-down Python).
     """
     root = Path(sysconfig.get_paths()["stdlib"])
-    sources = [
-        Source(path, "txt", "", path.stat().st_size)
-        for path in sorted(root.rglob("*.py"))
-        if not _EXCLUDED.intersection(path.relative_to(root).parts) and _is_utf8(path)
-    ]
+    sources = []
+    for path in sorted(root.rglob("*.py")):
+        if _EXCLUDED.intersection(path.relative_to(root).parts):
+            continue
+        try:
+            path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError):
+            continue
+        sources.append(Source(path, "txt", "", path.stat().st_size))
     total = sum(source.size for source in sources)
     if total < MIN_BYTES:
         raise DataError(
@@ -40,11 +44,3 @@ def read_stdlib_texts(every: int = 1) -> Iterator[str]:
     """Read the documents, or only each `every`-th one."""
     for source in find_stdlib_sources()[::every]:
         yield source.path.read_text(encoding="utf-8")
-
-
-def _is_utf8(path: Path) -> bool:
-    try:
-        path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError):
-        return False
-    return True

@@ -17,7 +17,7 @@ import numpy as np
 import paddle
 
 from oarlock.data.corpus.blend import ConcatenatedDataset, compute_shares
-from oarlock.data.examples.encode import ENCODING_VERSION, Recipe, detect_first_form, encode_source
+from oarlock.data.examples.encode import ENCODING_VERSION, EncodingSettings, detect_first_form, encode_source
 from oarlock.data.examples.example_cache import ExampleWriter, JoinedPrompts, StoredExamples, StoredPrompts, is_complete
 from oarlock.data.examples.labels import EvalPrompt, Example
 from oarlock.data.records.counts import Counts
@@ -129,10 +129,12 @@ def load_finetune_data(
         DataError: for a missing file or a wrong record.
     """
     found = run_on_all_ranks_early(lambda: find_sets(section))
-    recipe = run_on_all_ranks_early(lambda: make_recipe(section, tokenizer, found))
-    logger.info(f"fine-tuning data: {section.dataset_name_or_path or EMBEDDED}; chat template: {recipe.template.name}")
-    held_out = replace(recipe, prompts=need_prompts)
-    loaded = [_load_set(section, part, (recipe, held_out), need_train, seed, len(found) > 1) for part in found]
+    settings = run_on_all_ranks_early(lambda: make_encoding_settings(section, tokenizer, found))
+    logger.info(
+        f"fine-tuning data: {section.dataset_name_or_path or EMBEDDED}; chat template: {settings.template.name}"
+    )
+    held_out = replace(settings, prompts=need_prompts)
+    loaded = [_load_set(section, part, (settings, held_out), need_train, seed, len(found) > 1) for part in found]
     fingerprints = [fingerprint for _, _, fingerprint in loaded]
     if len(found) > 1:
         fingerprints = [hashlib.sha256("\n".join(fingerprints).encode()).hexdigest()[:32]]
@@ -140,7 +142,7 @@ def load_finetune_data(
     return FinetuneData(
         [part for part, _, _ in loaded],
         prompts[0] if len(prompts) == 1 else JoinedPrompts(prompts),
-        recipe.template,
+        settings.template,
         fingerprints[0],
     )
 
@@ -148,7 +150,7 @@ def load_finetune_data(
 def _load_set(
     section: FinetuneDataSection,
     part: RecordSet,
-    recipes: tuple[Recipe, Recipe],
+    choices: tuple[EncodingSettings, EncodingSettings],
     need_train: bool,
     seed: int,
     several: bool,
@@ -156,7 +158,7 @@ def _load_set(
     """Load one data set. Returns its examples, its held-out prompts, and the fingerprint of the training examples.
 
     Args:
-        recipes: the recipe without --validation_split, and the one with it.
+        choices: the settings without --validation_split, and the one with it.
         several: whether there are other sets, so that log lines need its name.
     """
     sources, split = part.sources, section.validation_split
@@ -169,9 +171,9 @@ def _load_set(
     if split is not None and sources.dev:
         logger.info(f"{prefix}--validation_split {split:g} is not used: there is a dev file, {sources.dev[0].name}")
         split = None
-    recipe = recipes[0] if split is None else recipes[1]
+    settings = choices[0] if split is None else choices[1]
     sides = ("train", "dev") if need_train or split is not None else ("dev",)
-    stored = store_examples(section, sources, recipe, sides)
+    stored = store_examples(section, sources, settings, sides)
     for side, examples in stored.items():
         for note in examples.counts.describe(prefix + side):
             logger.info(note)
@@ -196,8 +198,10 @@ def _load_set(
     return made, StoredPrompts(train, held), fingerprint
 
 
-def make_recipe(section: FinetuneDataSection, tokenizer: PretrainedTokenizerBase, sets: Sequence[RecordSet]) -> Recipe:
-    """Make the recipe. `auto` is resolved by the first training record of the first set."""
+def make_encoding_settings(
+    section: FinetuneDataSection, tokenizer: PretrainedTokenizerBase, sets: Sequence[RecordSet]
+) -> EncodingSettings:
+    """Make the settings for encoding. `auto` is resolved by the first training record of the first set."""
     form = detect_first_form(sets[0].sources.train, section.data_format)
     template = choose_template(
         section.chat_template,
@@ -207,24 +211,42 @@ def make_recipe(section: FinetuneDataSection, tokenizer: PretrainedTokenizerBase
         section.chat_template_name,
         section.parse_special_tokens,
     )
-    return Recipe(tokenizer, template, section.src_length, section.tgt_length, section.data_format, section.skip_bad)
+    return EncodingSettings(
+        tokenizer, template, section.src_length, section.tgt_length, section.data_format, section.skip_bad
+    )
 
 
 def store_examples(
-    section: FinetuneDataSection, sources: RecordSources, recipe: Recipe, sides: Sequence[str]
+    section: FinetuneDataSection, sources: RecordSources, settings: EncodingSettings, sides: Sequence[str]
 ) -> dict[str, StoredExamples]:
     """Return the examples of each side that has records. The first rank of each node tokenises what is not cached."""
     cache = Path(section.data_cache_dir) if section.data_cache_dir else cache_folder() / "finetune"
-    parts = {"train": (sources.train, recipe), "dev": (sources.dev, replace(recipe, prompts=True))}
+    parts = {"train": (sources.train, settings), "dev": (sources.dev, replace(settings, prompts=True))}
     wanted = {side: parts[side] for side in sides if parts[side][0]}
 
     def tokenize_missing() -> dict[str, str]:
+        """Return the name of the examples' folder of each side. It is made if it is missing or unusable."""
+        found = {}
         try:
-            return {side: _ensure_examples(cache, side, *wanted[side]) for side in wanted}
+            for side, (records, own) in wanted.items():
+                inputs = {
+                    "version": ENCODING_VERSION,
+                    "sources": [source.digest(cache / "hashes") for source in records],
+                    "tokenizer": compute_tokenizer_fingerprint(own.tokenizer),
+                    "template": own.template.identity,
+                    "recipe": [own.src_length, own.tgt_length, own.form, own.prompts],
+                }
+                key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
+                if not _is_usable(cache / key, own):
+                    with locked(cache / f".{key}.lock"):  # another run may be making it
+                        if not _is_usable(cache / key, own):
+                            _write_examples(cache / key, side, records, own)
+                found[side] = key
         except OSError as error:
             raise DataError(
                 f"{cache}: tokenised data can't be stored here ({error.strerror}); choose another --data_cache_dir"
             ) from error
+        return found
 
     keys, of_all_nodes = run_once_per_node(tokenize_missing)
     if any(other != keys for other in of_all_nodes):
@@ -235,38 +257,21 @@ def store_examples(
     return {side: StoredExamples(cache / key, [s.name for s in wanted[side][0]]) for side, key in keys.items()}
 
 
-def _ensure_examples(cache: Path, side: str, sources: list[RecordSource], recipe: Recipe) -> str:
-    """Return the name of the examples' folder. It is made if it is missing or unusable."""
-    inputs = {
-        "version": ENCODING_VERSION,
-        "sources": [source.digest(cache / "hashes") for source in sources],
-        "tokenizer": compute_tokenizer_fingerprint(recipe.tokenizer),
-        "template": recipe.template.identity,
-        "recipe": [recipe.src_length, recipe.tgt_length, recipe.form, recipe.prompts],
-    }
-    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
-    if not _is_usable(cache / key, recipe):
-        with locked(cache / f".{key}.lock"):  # another run may be making it
-            if not _is_usable(cache / key, recipe):
-                _write_examples(cache / key, side, sources, recipe)
-    return key
-
-
-def _is_usable(folder: Path, recipe: Recipe) -> bool:
+def _is_usable(folder: Path, settings: EncodingSettings) -> bool:
     """Whether the folder is complete. One made with skip_bad also serves other runs if nothing was skipped."""
-    return is_complete(folder) and (recipe.skip_bad or not StoredExamples(folder).counts.bad)
+    return is_complete(folder) and (settings.skip_bad or not StoredExamples(folder).counts.bad)
 
 
-def _write_examples(folder: Path, side: str, sources: list[RecordSource], recipe: Recipe) -> None:
+def _write_examples(folder: Path, side: str, sources: list[RecordSource], settings: EncodingSettings) -> None:
     counts, size = Counts(), sum(source.size for source in sources)
     unit = sources[0].unit
     with (
-        ExampleWriter(folder, len(recipe.tokenizer)) as writer,
+        ExampleWriter(folder, len(settings.tokenizer)) as writer,
         make_progress_bar(size, f"tokenise {side}", unit, leave=False, unit_scale=unit == "B") as bar,
     ):
         for source in sources:
             writer.begin_source()
-            for rows, consumed in encode_source(source, recipe, counts):
+            for rows, consumed in encode_source(source, settings, counts):
                 stop_if_terminated()
                 writer.add(rows)
                 bar.update(consumed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from oarlock.data.examples.labels import Encoded, EvalPrompt, encode_chat, encode_prompt
 from oarlock.data.examples.marked_text import MarkedText
@@ -36,7 +36,7 @@ _MAX_UNREAD = 20  # unused fields that are reported
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EncodingSettings:
     """The settings that determine the examples of a record.
 
     Attributes:
@@ -56,7 +56,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Row:
-    """An example, the line of its record, and its prompt if the recipe includes prompts."""
+    """An example, the line of its record, and its prompt if the settings ask for prompts."""
 
     encoded: Encoded
     line: int
@@ -80,35 +80,47 @@ def detect_first_form(sources: list[RecordSource], form: str) -> str:
     return "auto"
 
 
-def encode_source(source: RecordSource, recipe: Recipe, counts: Counts) -> Iterator[tuple[list[Row], int]]:
+def encode_source(source: RecordSource, settings: EncodingSettings, counts: Counts) -> Iterator[tuple[list[Row], int]]:
     """Yield the examples of a source in order, with the amount of the source that was consumed. Updates `counts`.
 
     Raises:
         DataError: for a wrong record (file:line, the field, what was expected), unless skip_bad.
     """
-    form, texts, reported = recipe.form, _TextSplitter(recipe), set[str]()
+    form, texts, reported = settings.form, _TextSplitter(settings), set[str]()
 
     def tokenize_texts(parts: Sequence[str]) -> list[list[int]]:
-        return [row.ids for row in tokenize(recipe.tokenizer, [_mark_text(part, recipe.template) for part in parts])]
+        return [
+            row.ids for row in tokenize(settings.tokenizer, [_mark_text(part, settings.template) for part in parts])
+        ]
 
     for batch in cut_texts(source, tokenize_texts):
         jobs: list[_Job] = []
         for line, item in batch.items:
             where = f"{source.name}:{line}"
             try:
-                form = detect_form(item) if form == "auto" and not isinstance(item, (ValueError, PlainText)) else form
-                jobs.append(_make_job(item, form, where, line, recipe.template))
+                if isinstance(item, ValueError):
+                    raise item
+                if isinstance(item, PlainText):
+                    record: Conversation | PlainText = item
+                else:
+                    form = detect_form(item) if form == "auto" else form
+                    record = parse_record(item, form, where)
+                if isinstance(record, PlainText):
+                    jobs.append(_Job(record, _mark_text(record.text, settings.template), None, line))
+                else:
+                    chat = render_chat_text(record, settings.template)
+                    jobs.append(_Job(record, chat.text, chat, line))
             except (ValueError, DataError) as error:
                 named = isinstance(error, DataError) and not isinstance(error, MessageError)
                 message = str(error) if named else f"{where}: {error}"
-                if not recipe.skip_bad:
+                if not settings.skip_bad:
                     raise DataError(message) from error
                 counts.note_bad(message)
             for name in (*find_unread_fields(item, READ_FIELDS), *find_other_forms(item, form)):
                 if name not in reported and len(counts.unread) < _MAX_UNREAD:
                     counts.unread.append(f"{where}: field {name!r}")
                 reported.add(name)
-        yield _encode(jobs, texts, recipe, counts, source.name), batch.consumed
+        yield _encode(jobs, texts, settings, counts, source.name), batch.consumed
 
 
 @dataclass(frozen=True)
@@ -121,16 +133,6 @@ class _Job:
     line: int
 
 
-def _make_job(item: Any, form: str, where: str, line: int, template: ChatTemplate) -> _Job:
-    if isinstance(item, ValueError):
-        raise item
-    record = item if isinstance(item, PlainText) else parse_record(item, form, where)
-    if isinstance(record, PlainText):
-        return _Job(record, _mark_text(record.text, template), None, line)
-    chat = render_chat_text(record, template)
-    return _Job(record, chat.text, chat, line)
-
-
 def _mark_text(text: str, template: ChatTemplate) -> MarkedText:
     """Mark a plain text, in which the spellings of special tokens are text unless parse_special_tokens is set."""
     if template.parse_special_tokens or not template.spellings:
@@ -138,12 +140,12 @@ def _mark_text(text: str, template: ChatTemplate) -> MarkedText:
     return MarkedText.mark_all(text)
 
 
-def _encode(jobs: list[_Job], texts: _TextSplitter, recipe: Recipe, counts: Counts, name: str) -> list[Row]:
+def _encode(jobs: list[_Job], texts: _TextSplitter, settings: EncodingSettings, counts: Counts, name: str) -> list[Row]:
     """Tokenise the texts of all jobs in one call, and make their examples."""
     rows: list[Row] = []
-    template = recipe.template
+    template = settings.template
     cuts = [job.chat.cuts if job.chat else () for job in jobs]
-    for job, tokens in zip(jobs, tokenize(recipe.tokenizer, [job.text for job in jobs], cuts), strict=True):
+    for job, tokens in zip(jobs, tokenize(settings.tokenizer, [job.text for job in jobs], cuts), strict=True):
         if isinstance(job.record, PlainText):
             counts.spelled += bool(job.text.literal and compile_spellings(template.spellings).search(job.text.text))
             rows += texts.add(tokens.ids, job.line, job.record.ends)
@@ -151,7 +153,7 @@ def _encode(jobs: list[_Job], texts: _TextSplitter, recipe: Recipe, counts: Coun
             continue
         assert job.chat is not None
         counts.spelled += bool(job.text.literal)
-        encoded = encode_chat(job.chat, tokens, recipe.src_length, recipe.tgt_length)
+        encoded = encode_chat(job.chat, tokens, settings.src_length, settings.tgt_length)
         counts.records += 1
         counts.truncated += encoded.truncated
         counts.unanswered += job.record.unanswered
@@ -159,8 +161,8 @@ def _encode(jobs: list[_Job], texts: _TextSplitter, recipe: Recipe, counts: Coun
         counts.forgotten += job.chat.forgotten
         if encoded.trains:
             prompt = None
-            if recipe.prompts:
-                prompt = encode_prompt(job.record, recipe.tokenizer, template, recipe.src_length)
+            if settings.prompts:
+                prompt = encode_prompt(job.record, settings.tokenizer, template, settings.src_length)
             rows.append(Row(encoded, job.line, prompt))
         else:
             counts.note_untrained(f"{name}:{job.line}")
@@ -173,9 +175,9 @@ class _TextSplitter:
     Each example starts with the last token of the previous one, as input only. So every token is trained on once.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        tokenizer = recipe.tokenizer
-        self._size = recipe.src_length + recipe.tgt_length
+    def __init__(self, settings: EncodingSettings) -> None:
+        tokenizer = settings.tokenizer
+        self._size = settings.src_length + settings.tgt_length
         self._begin = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
         self._end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
         self._ids: list[int] = []

@@ -48,28 +48,22 @@ def load_eval_prompts(
             else:
                 item = decode_text(line).removeprefix("\ufeff").rstrip("\r")
             check_characters(item)
-            prompts.append(_make_prompt(item, f"{path.name}:{number}", tokenizer, template, src_length))
+            if isinstance(item, dict) and isinstance(item.get("text"), str):
+                item = item["text"]
+            if isinstance(item, str):
+                item = {"messages": [{"role": "user", "content": item}]}
+            where, filled = f"{path.name}:{number}", _add_missing_answer(item)
+            conversation = parse_record(filled, detect_form(filled), where)
+            assert not isinstance(conversation, PlainText)  # texts became user messages above
+            prompt = encode_prompt(conversation, tokenizer, template, src_length)
+            if not prompt.input_ids:
+                raise ValueError("the prompt is empty")
+            prompts.append(EvalPrompt(prompt.input_ids, prompt.text, prompt.answer if filled is item else "", where))
         except (ValueError, DataError) as error:
             raise DataError(f"--eval_prompts {path}:{number}: {error}") from error
     if not prompts:
         raise DataError(f"--eval_prompts {path}: no prompts in this file")
     return prompts
-
-
-def _make_prompt(
-    item: Any, where: str, tokenizer: PretrainedTokenizerBase, template: ChatTemplate, src_length: int
-) -> EvalPrompt:
-    if isinstance(item, dict) and isinstance(item.get("text"), str):
-        item = item["text"]
-    if isinstance(item, str):
-        item = {"messages": [{"role": "user", "content": item}]}
-    filled = _add_missing_answer(item)
-    conversation = parse_record(filled, detect_form(filled), where)
-    assert not isinstance(conversation, PlainText)  # texts became user messages above
-    prompt = encode_prompt(conversation, tokenizer, template, src_length)
-    if not prompt.input_ids:
-        raise ValueError("the prompt is empty")
-    return EvalPrompt(prompt.input_ids, prompt.text, prompt.answer if filled is item else "", where)
 
 
 def _add_missing_answer(item: Any) -> Any:

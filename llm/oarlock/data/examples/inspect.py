@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from oarlock.config.finetune import FinetuneDataSection
-from oarlock.data.examples.dataset import make_recipe, store_examples
+from oarlock.data.examples.dataset import make_encoding_settings, store_examples
 from oarlock.data.examples.example_cache import StoredExamples
 from oarlock.data.records.datasets import find_sets
 from oarlock.data.tokenizers.load import load_tokenizer
@@ -35,15 +35,15 @@ def check_data(section: FinetuneDataSection, tokenizer_name: str, histogram: str
         raise ConfigError(f"--histogram {histogram}: supported formats are {', '.join(_PICTURE_FORMATS)}")
     tokenizer = load_tokenizer(tokenizer_name)
     sets = find_sets(section)
-    recipe = make_recipe(section, tokenizer, sets)
-    print(f"chat template: {recipe.template.name}\n")
+    settings = make_encoding_settings(section, tokenizer, sets)
+    print(f"chat template: {settings.template.name}\n")
     wrong = False
     for number, part in enumerate(sets):
         if len(sets) > 1:
             print(f"{'' if number == 0 else chr(10)}=== {part.name}")
         if part.sources.left_out.count:
             print(f"{part.sources.left_out.text()}\n")
-        sides = store_examples(section, part.sources, recipe, ("train", "dev"))
+        sides = store_examples(section, part.sources, settings, ("train", "dev"))
         print("\n\n".join("\n".join(_describe(side, examples)) for side, examples in sides.items()))
         for line in _describe_duplicates(sides):
             print(line)

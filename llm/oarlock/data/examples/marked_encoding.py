@@ -72,7 +72,14 @@ class MarkedEncoder:
         with convert_errors(ON_A_TEXT):
             encoded = self._plain.encode_batch([text.text for text in texts], add_special_tokens=False)
         rows = [_sort_offsets(row.ids, row.offsets) for row in encoded]
-        spelled = [i for i, (text, row) in enumerate(zip(texts, rows, strict=True)) if self._has_spelled(text, row)]
+        spelled = []  # texts in which users' content became a special token
+        for i, (text, row) in enumerate(zip(texts, rows, strict=True)):
+            # The ids are searched, not the text: normalisation, and merges of a vocabulary that lists special tokens,
+            # can produce one too.
+            if text.literal and not self._special_ids.isdisjoint(row.ids):
+                found = [span for id_, span in zip(row.ids, row.offsets, strict=True) if id_ in self._special_ids]
+                if any(start < stop and end > begin for start, end in found for begin, stop in text.literal):
+                    spelled.append(i)
         if spelled:
             for i, row in zip(spelled, self._encode_spelled([texts[i] for i in spelled]), strict=True):
                 rows[i] = row
@@ -92,17 +99,6 @@ class MarkedEncoder:
             for i, row in zip(again, self._encode_spelled([MarkedText.mark_all(texts[i]) for i in again]), strict=True):
                 rows[i] = row.ids
         return rows, spelled
-
-    def _has_spelled(self, text: MarkedText, row: TokenizedText) -> bool:
-        """Whether users' content became a special token.
-
-        The ids are searched, not the text: normalisation, and merges of a vocabulary that lists special tokens, can
-        produce one too.
-        """
-        if not text.literal or self._special_ids.isdisjoint(row.ids):
-            return False
-        found = [span for id_, span in zip(row.ids, row.offsets, strict=True) if id_ in self._special_ids]
-        return any(start < stop and end > begin for start, end in found for begin, stop in text.literal)
 
     def _encode_spelled(self, texts: Sequence[MarkedText]) -> list[TokenizedText]:
         used = find_private_characters(text.text for text in texts)

@@ -12,7 +12,7 @@ from oarlock.data.corpus.blend import parse_blend
 from oarlock.data.corpus.dataset import Corpus, PretrainDataset, parse_input
 from oarlock.data.corpus.index_format import is_corpus_present
 from oarlock.data.corpus.tokenizer_check import check_corpus_tokenizers
-from oarlock.data.examples.dataset import make_recipe
+from oarlock.data.examples.dataset import make_encoding_settings
 from oarlock.data.examples.encode import Counts, encode_source
 from oarlock.data.examples.labels import IGNORE_INDEX, Encoded, Example
 from oarlock.data.records.datasets import find_sets
@@ -32,23 +32,26 @@ def show_data(section: FinetuneDataSection, tokenizer_name: str, num: int, max_s
             _show_corpus(prefix, tokenizer, num, max_seq_length, color)
         return
     sets = find_sets(section)
-    recipe = make_recipe(section, tokenizer, sets)
+    settings = make_encoding_settings(section, tokenizer, sets)
     legend = f"{_GREEN}trained on{_OFF}, {_DIM}read only{_OFF}" if color else "⟦trained on⟧, the rest is read only"
-    print(f"chat template: {recipe.template.name}; {legend}\n")
+    print(f"chat template: {settings.template.name}; {legend}\n")
     counts = Counts()
     rows = (
         (source.name, row)
         for each in sets
         for source in each.sources.train
-        for part, _ in encode_source(source, recipe, counts)
+        for part, _ in encode_source(source, settings, counts)
         for row in part
     )
     for number, (name, row) in enumerate(itertools.islice(rows, num), 1):
         example = row.encoded.to_example()
         trained = sum(label != IGNORE_INDEX for label in example.labels)
         note = ", truncated" if example.truncated else ""
-        spelled = _count_spelled(row.encoded, tokenizer)
-        note += f", {spelled} special tokens spelled as text" if spelled > 0 else ""
+        if spellings := list_special_spellings(tokenizer):
+            special = set(tokenizer.convert_tokens_to_ids(list(spellings)))
+            text = tokenizer.decode(list(row.encoded.ids), skip_special_tokens=False)
+            spelled = len(compile_spellings(spellings).findall(text)) - sum(id_ in special for id_ in row.encoded.ids)
+            note += f", {spelled} special tokens spelled as text" if spelled > 0 else ""
         print(f"--- example {number}, {name}:{row.line}: {len(row.encoded.ids)} tokens, {trained} trained on{note}")
         print(mark_trained(row.encoded, tokenizer, color) + "\n")
     if counts.bad:
@@ -106,13 +109,3 @@ def mark_trained(example: Encoded | Example, tokenizer: Any, color: bool) -> str
                 parts.append(f"{_DIM}{text}{_OFF}" if color else text)
             start = i
     return "".join(parts)
-
-
-def _count_spelled(encoded: Encoded, tokenizer: Any) -> int:
-    """Count the special tokens that an example spells as ordinary text."""
-    spellings = list_special_spellings(tokenizer)
-    if not spellings:
-        return 0
-    special = set(tokenizer.convert_tokens_to_ids(list(spellings)))
-    found = compile_spellings(spellings).findall(tokenizer.decode(list(encoded.ids), skip_special_tokens=False))
-    return len(found) - sum(token in special for token in encoded.ids)

@@ -79,19 +79,14 @@ def read_json_list(source: Source) -> Iterator[tuple[list[tuple[int, Any]], int]
         yield items, stream.consumed()
 
 
-def _decode_element(window: _Window) -> tuple[Any, int]:
-    """Parse the element at the position. Returns it, or the error, and its end."""
-    try:
-        return DECODER.raw_decode(window.text, window.position)
-    except Unusable as error:
-        return error, _ANYTHING.raw_decode(window.text, window.position)[1]
-
-
 def _read_element(window: _Window, source: Source) -> tuple[Any, int]:
     """Return one element and its length. Reads more while the element may continue after the window."""
     while True:
         try:
-            item, end = _decode_element(window)
+            try:
+                item, end = DECODER.raw_decode(window.text, window.position)
+            except Unusable as error:  # it is the item
+                item, end = error, _ANYTHING.raw_decode(window.text, window.position)[1]
             if end < len(window.text) or window.ended:
                 length = end - window.position
                 try:

@@ -40,7 +40,16 @@ def read_table(source: Source) -> Iterator[tuple[list[tuple[int, Any]], int]]:
             except StopIteration:
                 break
             except (csv.Error, ValueError) as error:
-                items.append((line, _describe_wrong_row(source, line, lines.number, error)))
+                if "unexpected end of data" in str(error) or "field larger" in str(error):
+                    raise DataError(f"{source.path}:{line}: a quote that opens in this row is not closed") from error
+                last = lines.number
+                if isinstance(error, ValueError) and last > line:  # the following lines may belong to this row
+                    raise DataError(
+                        f"{source.path}:{last}: {error}, within a row that begins on line {line}"
+                    ) from error
+                where = f" (lines {line} to {last})" if last > line else ""
+                problem = str(error) if isinstance(error, ValueError) else f"wrong quotes{where}: {error}"
+                items.append((line, ValueError(problem)))
                 continue
             if row:
                 items.append((line, _record(columns, row)))
@@ -68,20 +77,6 @@ def _read_header(source: Source, rows: Any, separator: str) -> list[str]:
             f"one seems to use {other!r}; save it as a .csv with commas or a .tsv with tabs"
         )
     return names
-
-
-def _describe_wrong_row(source: Source, first: int, last: int, error: Exception) -> ValueError:
-    """Describe what is wrong with a row that begins on line `first`.
-
-    Raises:
-        DataError: if the following lines may belong to this row, so that reading can't continue.
-    """
-    if "unexpected end of data" in str(error) or "field larger" in str(error):
-        raise DataError(f"{source.path}:{first}: a quote that opens in this row is not closed") from error
-    if isinstance(error, ValueError) and last > first:
-        raise DataError(f"{source.path}:{last}: {error}, within a row that begins on line {first}") from error
-    lines = f" (lines {first} to {last})" if last > first else ""
-    return ValueError(str(error) if isinstance(error, ValueError) else f"wrong quotes{lines}: {error}")
 
 
 def _record(columns: list[str], row: list[str]) -> dict[str, str] | ValueError:

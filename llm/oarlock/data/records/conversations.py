@@ -129,7 +129,19 @@ def _parse_question_answer(item: dict[str, Any], where: str) -> Conversation:
     if item.get(question) is None:
         question = choose_field(item, QUESTIONS)
     if isinstance(item.get(question), list):
-        return _parse_prompt_messages(item, question, where)
+        # TRL's conversational prompt and completion: only the messages of the completion are trained on.
+        answer = choose_field(item, ANSWERS)
+        completion = item.get(answer)
+        if not isinstance(completion, list):
+            completion = [{"role": "assistant", "content": read_text_field(item, answer)}]
+        whole = parse_chat(
+            {"messages": [*item[question], *completion], **{k: item[k] for k in SYSTEM if k in item}}, "messages", where
+        )
+        read = len(whole.messages) - len(completion)
+        earlier = {i for i in range(read) if whole.messages[i]["role"] == "assistant"}
+        if whole.unanswered:
+            raise ValueError(f"field {answer!r} must end with an assistant message")
+        return replace(whole, not_trained=whole.not_trained | earlier)
     more = tuple(name for name in MORE if name != question)
     return _parse_round(item, where, question, more if len(more) == 1 else MORE, ANSWERS)
 
@@ -151,22 +163,6 @@ def _parse_round(
             raise ValueError(f"field 'history[{i}]' must be a pair of texts (question, answer)")
         messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": require_answer(pair[1])}]
     return _add_marks(item, [*messages, user, answer], where)
-
-
-def _parse_prompt_messages(item: dict[str, Any], prompt: str, where: str) -> Conversation:
-    """Parse TRL's conversational prompt and completion: only the messages of the completion are trained on."""
-    answer = choose_field(item, ANSWERS)
-    completion = item.get(answer)
-    if not isinstance(completion, list):
-        completion = [{"role": "assistant", "content": read_text_field(item, answer)}]
-    whole = parse_chat(
-        {"messages": [*item[prompt], *completion], **{k: item[k] for k in SYSTEM if k in item}}, "messages", where
-    )
-    read = len(whole.messages) - len(completion)
-    earlier = {i for i in range(read) if whole.messages[i]["role"] == "assistant"}
-    if whole.unanswered:
-        raise ValueError(f"field {answer!r} must end with an assistant message")
-    return replace(whole, not_trained=whole.not_trained | earlier)
 
 
 def _make_chat_parser(*list_fields: str) -> Callable[[dict[str, Any], str], Conversation]:

@@ -110,7 +110,15 @@ def _detect_side(parts: Iterable[str]) -> str:
 def _load_saved_dataset(folder: Path) -> RecordSources:
     from datasets import DatasetDict, load_from_disk
 
-    _check_saved(folder)
+    # All files have to be inside the folder. `datasets` itself would open any path.
+    about = folder / "dataset_dict.json"
+    splits = read_json_if_there(about, _Splits, error=DataError)
+    names = splits["splits"] if splits else []
+    _check_names(names, about)
+    for part in (folder, *(folder / name for name in names)):
+        if state := read_json_if_there(part / "state.json", _State, error=DataError):
+            files = (*state["_data_files"], *(state.get("_indices_data_files") or ()))
+            _check_names([file["filename"] for file in files], part / "state.json")
     try:
         found = load_from_disk(str(folder))
     except Exception as error:  # Arrow and the library raise many classes
@@ -137,18 +145,6 @@ class _State(TypedDict):
 
     _data_files: list[_DataFile]
     _indices_data_files: NotRequired[list[_DataFile] | None]
-
-
-def _check_saved(folder: Path) -> None:
-    """Check that all files of a saved dataset are inside its folder. `datasets` itself would open any path."""
-    about = folder / "dataset_dict.json"
-    splits = read_json_if_there(about, _Splits, error=DataError)
-    names = splits["splits"] if splits else []
-    _check_names(names, about)
-    for part in (folder, *(folder / name for name in names)):
-        if state := read_json_if_there(part / "state.json", _State, error=DataError):
-            files = (*state["_data_files"], *(state.get("_indices_data_files") or ()))
-            _check_names([file["filename"] for file in files], part / "state.json")
 
 
 def _check_names(names: list[str], where: Path) -> None:

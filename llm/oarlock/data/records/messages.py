@@ -57,7 +57,14 @@ def normalize_message(message: Any, within: str) -> Message:
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise MessageError(f"field '{within}.role' is {role!r}{hint}; known roles are {', '.join(CHAT_ROLES)}")
     given["role"] = CHAT_ROLES[role]
-    calls = _take_calls(given, within)
+    listed, old_call = given.pop("tool_calls", None) or [], given.pop("function_call", None)
+    if not isinstance(listed, list):
+        raise MessageError(f"field '{within}.tool_calls' holds {type(listed).__name__}, expected a list")
+    if (listed or old_call) and given["role"] != "assistant":
+        raise MessageError(f"field '{within}' has tool calls, but only an assistant calls tools")
+    calls = [_normalize_call(call, f"{within}.tool_calls[{i}]") for i, call in enumerate(listed)]
+    if old_call:
+        calls.append(_normalize_call(old_call, f"{within}.function_call"))
     if calls:
         given["tool_calls"] = calls
     reasoning = next((name for name in REASONING if name in given), None)
@@ -92,19 +99,6 @@ def join_text_parts(content: Any, within: str) -> str:
     if not isinstance(content, str):
         raise MessageError(f"field {within!r} holds {type(content).__name__}, expected a string")
     return content
-
-
-def _take_calls(message: Message, within: str) -> list[Message]:
-    """Remove tool_calls and function_call from a message and return them in the newer form."""
-    calls, old = message.pop("tool_calls", None) or [], message.pop("function_call", None)
-    if not isinstance(calls, list):
-        raise MessageError(f"field '{within}.tool_calls' holds {type(calls).__name__}, expected a list")
-    if (calls or old) and message["role"] != "assistant":
-        raise MessageError(f"field '{within}' has tool calls, but only an assistant calls tools")
-    found = [_normalize_call(call, f"{within}.tool_calls[{i}]") for i, call in enumerate(calls)]
-    if old:
-        found.append(_normalize_call(old, f"{within}.function_call"))
-    return found
 
 
 def _normalize_call(call: Any, within: str) -> Message:

@@ -21,7 +21,6 @@ from oarlock.data.files.json_text import parse_line
 from oarlock.data.files.tables import read_table
 from oarlock.data.files.text_readers import (
     BadLine,
-    Batch,
     check_characters,
     decode_lines,
     parse_json_line,
@@ -110,7 +109,11 @@ class FileRecords:
             raise DataError(f"{path}: {error.strerror}") from error
         if head == b"PAR1":
             return cls(replace(source, format="parquet"))
-        return cls(replace(source, format="json") if _read_first_character(source) == b"[" else source)
+        text = b""
+        with open_source(source) as stream:
+            while not text and (block := stream.read(byte_streams.BLOCK_BYTES)):
+                text = block.lstrip()
+        return cls(replace(source, format="json") if text.startswith(b"[") else source)
 
     unit = "B"
 
@@ -129,47 +132,40 @@ class FileRecords:
         if self.source.format in ("json", "csv", "tsv"):
             read = read_json_list if self.source.format == "json" else read_table
             for records, consumed in read(self.source):
-                yield ItemBatch([(line, _try_record(record)) for line, record in records], consumed)
+                items: list[Item] = []
+                for line, record in records:
+                    try:
+                        items.append((line, _check_record(parse_cells(record))))
+                    except ValueError as error:
+                        items.append((line, error))
+                yield ItemBatch(items, consumed)
         elif self.source.format == "parquet":
+            import pyarrow.parquet as parquet
+
             with name_errors(self.source):
                 for batch in read_parquet_batches(self.source):
-                    yield from _read_parquet_rows(batch)
+                    row, left = batch.first_line, batch.consumed
+                    with parquet.ParquetFile(self.source.path) as file:
+                        for part in file.iter_batches(batch_size=_ROWS, row_groups=[batch.row_group]):
+                            yield ItemBatch(list(enumerate(part.to_pylist(), row)), left)
+                            row, left = row + part.num_rows, 0
         elif self.source.format == "txt":
             yield from _read_text_parts(self.source)
         else:
-            yield from map(_parse_lines, read_line_batches(self.source))
+            for batch in read_line_batches(self.source):
+                items = []
+                for number, text in enumerate(batch.data.split(b"\n"), batch.first_line):
+                    if text.strip():
+                        try:
+                            record = parse_json_line(text)
+                            items.append((number, _check_record(record) if b"\\u" in text else record))
+                        except ValueError as error:
+                            items.append((number, error))
+                yield ItemBatch(items, batch.consumed)
 
     def digest(self, notes: Path) -> str:
         """Return a digest of the bytes and of the format."""
         return f"{self.source.format} {compute_sha256_cached(self.source.path, notes)}"
-
-
-def _read_first_character(source: Source) -> bytes:
-    with open_source(source) as stream:
-        while block := stream.read(byte_streams.BLOCK_BYTES):
-            if text := block.lstrip():
-                return text[:1]
-    return b""
-
-
-def _parse_lines(batch: Batch) -> ItemBatch:
-    items: list[Item] = []
-    for number, line in enumerate(batch.data.split(b"\n"), batch.first_line):
-        if line.strip():
-            try:
-                record = parse_json_line(line)
-                items.append((number, _check_record(record) if b"\\u" in line else record))
-            except ValueError as error:
-                items.append((number, error))
-    return ItemBatch(items, batch.consumed)
-
-
-def _try_record(item: Any) -> Any:
-    """Return a record of a table or list, or a ValueError that describes its problem."""
-    try:
-        return _check_record(parse_cells(item))
-    except ValueError as error:
-        return error
 
 
 def parse_cells(item: Any) -> Any:
@@ -214,16 +210,6 @@ def _read_text_parts(source: Source) -> Iterator[ItemBatch]:
         yield ItemBatch(items, batch.consumed)
     if any_text:
         yield ItemBatch([(line, PlainText("", where, ends=True))], 0)
-
-
-def _read_parquet_rows(batch: Batch) -> Iterator[ItemBatch]:
-    import pyarrow.parquet as parquet
-
-    row, left = batch.first_line, batch.consumed
-    with parquet.ParquetFile(batch.source.path) as file:
-        for part in file.iter_batches(batch_size=_ROWS, row_groups=[batch.row_group]):
-            yield ItemBatch(list(enumerate(part.to_pylist(), row)), left)
-            row, left = row + part.num_rows, 0
 
 
 # records that are rows of something

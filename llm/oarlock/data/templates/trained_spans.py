@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,53 +60,42 @@ def render_chat_text(conversation: Conversation, template: ChatTemplate) -> Chat
     try:
         chat = template.prepare(conversation.messages, tools=conversation.tools, variables=conversation.variables)
         check_rendered(chat)
-        return _find_answers(chat, conversation.not_trained)
+        whole, blocks = chat.run()
+        answers = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant"]
+        last = _find_answer(chat, answers[-1], whole)
+        not_trained = conversation.not_trained
+        if not _GENERATION.search(chat.source):
+            trained = [_find_answer(chat, i, whole) for i in answers[:-1] if i not in not_trained]
+            trained += [last] if answers[-1] not in not_trained else []
+        elif not not_trained:
+            trained = blocks
+        else:  # the marked blocks of the answers that are trained on
+            trained, before = [], 0
+            for i in answers:
+                end = len(blocks) if i == answers[-1] else len(chat.run(chat.messages[: i + 1])[1])
+                if not before <= end <= len(blocks):
+                    raise _inseparable_error(chat)
+                trained += blocks[before:end] if i not in not_trained else []
+                before = end
+        earlier = [thought for i in answers[:-1] for thought in _find_reasoning(chat.messages[i])]
+        forgotten = any(whole.count(thought, 0, last[0]) < earlier.count(thought) for thought in earlier)
+        if not all(thought in whole[last[0] : last[1]] for thought in _find_reasoning(chat.messages[answers[-1]])):
+            raise DataError(
+                f"chat template {chat.template.name} leaves out the reasoning in messages[{answers[-1]}], which would "
+                "be trained on; choose one that includes it with --chat_template"
+            )
+        places = [place for span in (*trained, last) for place in span]
+        text, places = chat.words.reveal(whole, places)
+        *trained, last = zip(places[::2], places[1::2], strict=True)
+        return ChatText(text, tuple(trained), *last, forgotten=forgotten)
     except DataError as error:
         raise DataError(f"{conversation.where}: {error}") from error
-
-
-def _find_answers(chat: PreparedChat, not_trained: frozenset[int]) -> ChatText:
-    whole, blocks = chat.run()
-    answers = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant"]
-    last = _find_answer(chat, answers[-1], whole)
-    if _GENERATION.search(chat.source):
-        trained = _select_marked(chat, answers, blocks, not_trained)
-    else:
-        trained = [_find_answer(chat, i, whole) for i in answers[:-1] if i not in not_trained]
-        trained += [last] if answers[-1] not in not_trained else []
-    earlier = [thought for i in answers[:-1] for thought in _find_reasoning(chat.messages[i])]
-    forgotten = any(whole.count(thought, 0, last[0]) < earlier.count(thought) for thought in earlier)
-    if not all(thought in whole[last[0] : last[1]] for thought in _find_reasoning(chat.messages[answers[-1]])):
-        raise DataError(
-            f"chat template {chat.template.name} leaves out the reasoning in messages[{answers[-1]}], which would be "
-            "trained on; choose one that includes it with --chat_template"
-        )
-    places = [place for span in (*trained, last) for place in span]
-    text, places = chat.words.reveal(whole, places)
-    *trained, last = zip(places[::2], places[1::2], strict=True)
-    return ChatText(text, tuple(trained), *last, forgotten=forgotten)
 
 
 def _find_reasoning(message: Message) -> list[str]:
     """Return the reasoning of an assistant message: its own field, or <think> in the content."""
     inside = message.get("content", "").rpartition("</think>")[0].replace("<think>", "")
     return [text.strip() for text in (message.get(REASONING[0], ""), inside) if text.strip()]
-
-
-def _select_marked(
-    chat: PreparedChat, answers: Sequence[int], blocks: list[tuple[int, int]], not_trained: frozenset[int]
-) -> list[tuple[int, int]]:
-    """Return the marked blocks of the answers that are trained on."""
-    if not not_trained:
-        return blocks
-    kept, before = [], 0
-    for i in answers:
-        end = len(blocks) if i == answers[-1] else len(chat.run(chat.messages[: i + 1])[1])
-        if not before <= end <= len(blocks):
-            raise _inseparable_error(chat)
-        kept += blocks[before:end] if i not in not_trained else []
-        before = end
-    return kept
 
 
 def _find_answer(chat: PreparedChat, i: int, whole: str) -> tuple[int, int]:

@@ -121,31 +121,24 @@ def _find_all_left_out(
     if chat.tools and "ProbeTool" not in text:
         return "does not render 'tools'"
     for i, probe in enumerate(probes):
-        problem = _check_message(probe, i, text, asked, probes[: i + 1])
-        if problem:
-            return problem
+        parts = [probe[name] for name in ("instruction", "input") if probe.get(name)]
+        content = probe.get("content", "").strip()
+        if content and content not in text and not (parts and all(part in text for part in parts)):
+            calls = " next to its tool calls" if probe.get("tool_calls") else ""
+            return f"leaves out messages[{i}] (role {probe['role']}){calls}"
+        for call in probe.get("tool_calls") or ():
+            function = call["function"]
+            if not all(word in text for word in (function["name"], *function["arguments"].values())):
+                return f"does not render messages[{i}].tool_calls"
+        reasoning = probe.get(REASONING[0], "").strip()
+        # Reasoning of earlier rounds may be omitted by design, but not that of the last one.
+        if reasoning and reasoning not in text and reasoning not in asked.try_run(probes[: i + 1]):
+            return f"does not render messages[{i}].{REASONING[0]}"
     for i, probe in enumerate(probes):
         if probe["role"] == "tool":
             as_user = [*probes[:i], {**probe, "role": "user"}, *probes[i + 1 :]]
             if asked.try_run(as_user, add_generation_prompt) == text:
                 return f"renders messages[{i}] (role tool) as a user message"
-    return None
-
-
-def _check_message(probe: Message, i: int, text: str, asked: _Probed, beginning: Sequence[Message]) -> str | None:
-    parts = [probe[name] for name in ("instruction", "input") if probe.get(name)]
-    content = probe.get("content", "").strip()
-    if content and content not in text and not (parts and all(part in text for part in parts)):
-        beside = " next to its tool calls" if probe.get("tool_calls") else ""
-        return f"leaves out messages[{i}] (role {probe['role']}){beside}"
-    for call in probe.get("tool_calls") or ():
-        function = call["function"]
-        if not all(word in text for word in (function["name"], *function["arguments"].values())):
-            return f"does not render messages[{i}].tool_calls"
-    reasoning = probe.get(REASONING[0], "").strip()
-    # Reasoning of earlier rounds may be omitted by design, but not that of the last one.
-    if reasoning and reasoning not in text and reasoning not in asked.try_run(beginning):
-        return f"does not render messages[{i}].{REASONING[0]}"
     return None
 
 

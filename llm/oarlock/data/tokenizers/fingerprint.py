@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Any
 
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import pre_tokenizers
 
 from oarlock.data.tokenizers.fast_tokenizer import FastTokenizer
 
@@ -26,7 +26,17 @@ def compute_ids_fingerprint(tokenizer: Any) -> str:
         tokenizer: a FastTokenizer, or one of PaddleNLP.
     """
     if isinstance(tokenizer, FastTokenizer):
-        content = _select_relevant(tokenizer.backend_tokenizer)
+        backend = tokenizer.backend_tokenizer
+        stored: dict[str, Any] = json.loads(backend.to_str())
+        model = stored["model"]
+        merges = model.pop("merges", None) or []
+        if _covers_all_bytes(stored):  # then no text is unknown
+            model.update(unk_token=None, fuse_unk=False)
+        content = {name: _simplify(stored.get(name)) for name in ("normalizer", "pre_tokenizer", "model")}
+        content["merges"] = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges]
+        # Flags that are off equal missing ones; all tokens have the same flags.
+        content["added"] = sorted((token["id"], sorted(_simplify(token).items())) for token in stored["added_tokens"])
+        content["special_as_text"] = backend.encode_special_tokens
     else:
         settings = {
             name: value for name, value in tokenizer.init_kwargs.items() if isinstance(value, (bool, int, float))
@@ -40,20 +50,6 @@ def compute_ids_fingerprint(tokenizer: Any) -> str:
 def is_comparable(fingerprint: str) -> bool:
     """Return whether a recorded fingerprint is of the current kind and can be compared."""
     return fingerprint.startswith(_KIND)
-
-
-def _select_relevant(backend: Tokenizer) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(backend.to_str())
-    model = content["model"]
-    merges = model.pop("merges", None) or []
-    if _covers_all_bytes(content):  # then no text is unknown
-        model.update(unk_token=None, fuse_unk=False)
-    found = {name: _simplify(content.get(name)) for name in ("normalizer", "pre_tokenizer", "model")}
-    found["merges"] = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges]
-    # Flags that are off equal missing ones; all tokens have the same flags.
-    found["added"] = sorted((token["id"], sorted(_simplify(token).items())) for token in content["added_tokens"])
-    found["special_as_text"] = backend.encode_special_tokens
-    return found
 
 
 def _covers_all_bytes(content: dict[str, Any]) -> bool:

@@ -145,8 +145,13 @@ def _read_tokenizer(folder: Path) -> FastTokenizer:
     _add_tokens(backend, folder, listed, special, extra)
     if not path.is_file():
         _add_bos_and_eos(backend, folder, settings, special)
-    else:
-        _check_bos_and_eos(backend, path, settings, special)
+    else:  # the file has precedence over the configuration, as in transformers 5
+        row = backend.encode("a", add_special_tokens=True).ids
+        for flag, name, end in (("add_bos_token", "bos_token", row[:1]), ("add_eos_token", "eos_token", row[-1:])):
+            id_ = backend.token_to_id(special.get(name, "")) if name in special else None
+            if id_ is not None and isinstance(settings.get(flag), bool) and settings[flag] != (end == [id_]):
+                adds = "adds it" if end == [id_] else "does not add it"
+                log_once(f"{folder / CONFIG} has {flag} {settings[flag]}, but {path.name} {adds}, which is used")
     if "eos_token" not in settings and "eos_token" not in special:
         special |= _find_eos_of_model(folder, backend)
     files = [folder / "chat_template.jinja", *sorted(folder.glob("chat_templates/*.jinja"))]
@@ -206,8 +211,18 @@ def _make_from_vocabulary(
         path = folder / name
         if not path.is_file():
             continue
-        if name == _TIKTOKEN or _is_tiktoken(path):
-            return make_tiktoken_tokenizer(path, _list_tokens_after(path, listed)), [], {}
+        with open_regular(path) as file:
+            words = file.readline(200).split()
+        # A .model file with lines "base64 rank" is one too (Llama 3 as published by Meta).
+        if name == _TIKTOKEN or (len(words) == 2 and words[1].isdigit()):
+            with open_regular(path) as file:
+                size = sum(1 for line in file if line.strip())
+            last = max(listed, default=-1)
+            if last - size - len(listed) > MAX_UNNAMED:
+                raise ModelError(f"{folder / CONFIG}: the added token {last:,} is far above the {size:,} of {name}")
+            # The tokens after the vocabulary. Ids without a token get a generated one.
+            more = [listed[i].content if i in listed else f"<|reserved_token_{i}|>" for i in range(size, last + 1)]
+            return make_tiktoken_tokenizer(path, more), [], {}
         # In PaddleNLP's layout, sentencepiece itself reads the model, so the file is followed exactly.
         plain = name == _PADDLE_PIECES
         renamed = {id_: token.content for id_, token in listed.items()}
@@ -224,23 +239,6 @@ def _make_from_vocabulary(
             f"tokenizer_class in {CONFIG}, or add a {TOKENIZER} (save_pretrained of transformers writes one)"
         )
     return make_byte_level_tokenizer(vocabulary, merges, kind, bool(prefix)), [], {}
-
-
-def _is_tiktoken(path: Path) -> bool:
-    """Return whether a .model file has lines "base64 rank" (Llama 3 as published by Meta)."""
-    with open_regular(path) as file:
-        words = file.readline(200).split()
-    return len(words) == 2 and words[1].isdigit()
-
-
-def _list_tokens_after(path: Path, listed: Mapping[int, AddedToken]) -> list[str]:
-    """Return the tokens after a tiktoken vocabulary. Ids without a token get a generated one."""
-    with open_regular(path) as file:
-        size = sum(1 for line in file if line.strip())
-    last = max(listed, default=-1)
-    if last - size - len(listed) > MAX_UNNAMED:
-        raise ModelError(f"{path.parent / CONFIG}: the added token {last:,} is far above the {size:,} of {path.name}")
-    return [listed[i].content if i in listed else f"<|reserved_token_{i}|>" for i in range(size, last + 1)]
 
 
 def _add_tokens(
@@ -279,16 +277,6 @@ def _add_bos_and_eos(backend: Tokenizer, folder: Path, settings: Mapping[str, An
             pair=" ".join(pair),
             special_tokens=[(token, backend.token_to_id(token)) for token in dict.fromkeys([*begin, *end])],
         )
-
-
-def _check_bos_and_eos(backend: Tokenizer, path: Path, settings: Mapping[str, Any], special: Mapping[str, str]) -> None:
-    """Log where tokenizer.json contradicts the configuration. The file wins, as in transformers 5."""
-    row = backend.encode("a", add_special_tokens=True).ids
-    for flag, name, has in (("add_bos_token", "bos_token", row[:1]), ("add_eos_token", "eos_token", row[-1:])):
-        id_ = backend.token_to_id(special.get(name, "")) if name in special else None
-        if id_ is not None and isinstance(settings.get(flag), bool) and settings[flag] != (has == [id_]):
-            adds = "adds it" if has == [id_] else "does not add it"
-            log_once(f"{path.parent / CONFIG} has {flag} {settings[flag]}, but {path.name} {adds}, which is used")
 
 
 def _find_eos_of_model(folder: Path, backend: Tokenizer) -> dict[str, str]:

@@ -49,7 +49,13 @@ def check_growth(content: Mapping[str, Any], path: Path) -> None:
             pieces = [piece for piece in pieces if isinstance(piece, dict)] if isinstance(pieces, list) else []
             if sum("Sequence" in piece for piece in pieces) > most:
                 raise ModelError(f"{path}: post_processor: {field} contains a text more than once")
-            added += sum(_count_ids(piece.get("SpecialToken"), tokens) for piece in pieces)
+            for piece in pieces:  # a special token of a template adds the ids that are listed for it
+                special = piece.get("SpecialToken")
+                about = (
+                    tokens.get(special.get("id")) if isinstance(special, dict) and isinstance(tokens, dict) else None
+                )
+                ids = about.get("ids") if isinstance(about, dict) else None
+                added += len(ids) if isinstance(ids, list) else 0
     if added > _MAX_ADDED:
         raise ModelError(f"{path}: post_processor adds {added:,} tokens around a text (at most {_MAX_ADDED:,})")
 
@@ -67,9 +73,17 @@ def _walk_objects(part: Any) -> Iterator[dict[str, Any]]:
 
 
 def _bound_growth(part: Mapping[str, Any], name: str) -> int:
-    """Return an upper bound of the output bytes per input byte of a part."""
+    """Return an upper bound of the output bytes per input byte of a part.
+
+    Raises:
+        ValueError: if a normalizer's table can't contain its trie. The library would allocate it unchecked.
+    """
     if isinstance(table := part.get("precompiled_charsmap"), str):
-        return _measure_longest_entry(table)
+        content = base64.b64decode(table, validate=True)  # size of a trie, the trie, NUL-terminated texts
+        size = int.from_bytes(content[:4], "little")
+        if size % 4 or not 0 < size <= len(content) - 4:
+            raise ValueError(f"its trie has {size:,} bytes, but the table only {len(content):,}")
+        return max(1, *map(len, content[4 + size :].split(b"\0")))
     kind, text, pattern = part.get("type"), part.get("content"), part.get("pattern")
     if kind == "ByteLevel" and name != "decoder":
         return 2  # each byte becomes a letter of one or two bytes
@@ -78,32 +92,10 @@ def _bound_growth(part: Mapping[str, Any], name: str) -> int:
     size = len(text.encode("utf-8", "replace"))
     if isinstance(found := pattern.get("String"), str):
         return max(1, -(-size // max(1, len(found.encode("utf-8", "replace")))))
-    return max(1, size) if _consumes_text(pattern.get("Regex")) else size + 1
-
-
-def _measure_longest_entry(table: str) -> int:
-    """Return the bytes of the longest text in a normalizer's table (size of a trie, the trie, NUL-terminated texts).
-
-    Raises:
-        ValueError: if the table can't contain a trie of that size. The library would allocate it unchecked.
-    """
-    content = base64.b64decode(table, validate=True)
-    size = int.from_bytes(content[:4], "little")
-    if size % 4 or not 0 < size <= len(content) - 4:
-        raise ValueError(f"its trie has {size:,} bytes, but the table only {len(content):,}")
-    return max(1, *map(len, content[4 + size :].split(b"\0")))
-
-
-def _consumes_text(pattern: Any) -> bool:
-    """Return whether a pattern is known to match at least one character, and not an empty string."""
     try:
-        return int(importlib.import_module(_PARSER).parse(_PROPERTY.sub("x", str(pattern))).getwidth()[0]) > 0
+        expression = _PROPERTY.sub("x", str(pattern.get("Regex")))
+        shortest = int(importlib.import_module(_PARSER).parse(expression).getwidth()[0])
     except (re.error, RecursionError, OverflowError):
-        return False
-
-
-def _count_ids(piece: Any, tokens: Any) -> int:
-    """Return the number of tokens that a special token of a template adds."""
-    about = tokens.get(piece.get("id")) if isinstance(piece, dict) and isinstance(tokens, dict) else None
-    ids = about.get("ids") if isinstance(about, dict) else None
-    return len(ids) if isinstance(ids, list) else 0
+        shortest = 0
+    # A pattern that may match an empty string inserts the text between all characters.
+    return max(1, size) if shortest > 0 else size + 1

@@ -6,7 +6,7 @@ Only fields that are read here are declared. Paths in the files (vocab_file, tok
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -252,9 +252,12 @@ def _check_part(part: Any, place: str) -> None:
     """Refuse sizes and texts that no tokenizer needs, and empty patterns, which match everywhere."""
     if part is not None and not isinstance(part, dict):
         raise ModelError(f"{place} must be an object or null")
-    for count, (name, value) in enumerate(_walk_values(part)):
+    left, count = [("", part)], 0
+    while left:
+        name, value = left.pop()
         if count > _MAX_PARTS:
             raise ModelError(f"{place} has more than {_MAX_PARTS:,} parts")
+        count += 1
         if isinstance(value, str):
             limits = {_TABLE: _MAX_TABLE_LENGTH, "Regex": _MAX_PATTERN_LENGTH, "content": _MAX_TOKEN_LENGTH}
             limit = limits.get(name, _MAX_TOKEN_LENGTH if name == "prepend" else _MAX_TEXT_LENGTH)
@@ -262,17 +265,9 @@ def _check_part(part: Any, place: str) -> None:
                 raise ModelError(f"{place}: {name} is a text of {len(value):,} characters (at most {limit:,})")
             if name in ("Regex", "String") and not value:
                 raise ModelError(f"{place}: an empty pattern matches between all characters")
-        elif isinstance(value, (int, float)) and not abs(value) <= _MAX_NUMBER:
-            raise ModelError(f"{place}: {name} is {value!r}, which is too large")
-
-
-def _walk_values(part: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every value in nested objects and lists, with the name of its field."""
-    left = [("", part)]
-    while left:
-        name, value = left.pop()
-        yield name, value
-        if isinstance(value, dict):
+        elif isinstance(value, dict):
             left.extend(value.items())
         elif isinstance(value, list):
             left.extend((name, item) for item in value)
+        elif isinstance(value, (int, float)) and not abs(value) <= _MAX_NUMBER:
+            raise ModelError(f"{place}: {name} is {value!r}, which is too large")

@@ -107,8 +107,17 @@ def make_sentencepiece_tokenizer(
         vocabulary = {piece.piece: id_ for id_, piece in enumerate(model.pieces)}
         merges = _list_merges_by_id(vocabulary)
         if kind == "LlamaTokenizer":
-            return _make_llama(vocabulary, merges, bool(legacy), add_prefix_space is not False), added, {}
-        return _make_gemma(vocabulary, merges), added, {}
+            prefix = add_prefix_space is not False
+            found = Tokenizer(BPE(vocabulary, merges, fuse_unk=True, byte_fallback=True))
+            scheme = ("always" if legacy else "first") if prefix else "never"
+            found.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme=scheme, split=False)
+            found.decoder = _make_decoder(byte_fallback=True, strip=prefix)
+            return found, added, {}
+        found = Tokenizer(BPE(vocabulary, merges, fuse_unk=True, unk_token="<unk>", byte_fallback=True))
+        found.normalizer = normalizers.Replace(" ", _SPACE)
+        found.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous", invert=False)
+        found.decoder = _make_decoder(byte_fallback=True, strip=False)
+        return found, added, {}
     own = [token for token in added if token.special]
     return _make_plain(model, legacy is not False, renamed), own, special
 
@@ -123,22 +132,6 @@ def _list_merges_by_id(vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
         found += [(id_, len(left), len(right), left, right) for left, right in pairs]
     found.sort(key=lambda item: item[:3])
     return [(left, right) for *_, left, right in found]
-
-
-def _make_llama(vocabulary: dict[str, int], merges: list[tuple[str, str]], legacy: bool, prefix: bool) -> Tokenizer:
-    found = Tokenizer(BPE(vocabulary, merges, fuse_unk=True, byte_fallback=True))
-    scheme = ("always" if legacy else "first") if prefix else "never"
-    found.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme=scheme, split=False)
-    found.decoder = _make_decoder(byte_fallback=True, strip=prefix)
-    return found
-
-
-def _make_gemma(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
-    found = Tokenizer(BPE(vocabulary, merges, fuse_unk=True, unk_token="<unk>", byte_fallback=True))
-    found.normalizer = normalizers.Replace(" ", _SPACE)
-    found.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous", invert=False)
-    found.decoder = _make_decoder(byte_fallback=True, strip=False)
-    return found
 
 
 def _make_decoder(byte_fallback: bool, strip: bool) -> Any:

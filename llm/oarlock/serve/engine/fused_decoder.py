@@ -32,12 +32,13 @@ from oarlock.serve.engine.step_tensor import StepTensor
 def explain_not_fused(model: Any) -> str:
     """Why this decoder can't serve a model; "" if it can."""
     config, device = model.config, paddle.device.get_device()
+    rope = getattr(config, "rope_scaling", None) or {"rope_type": getattr(config, "rope_scaling_type", None)}
     reasons = {
         f"the device is {device}": device != "cpu",
         f"it does not support {config.model_type}": _find_spec(config) is None,
         "the model has ALiBi": getattr(config, "alibi", False),
         f"the model's activation is {getattr(config, 'hidden_act', '')}": _read_activation(config) not in ACTIVATIONS,
-        "its rotary positions depend on the length": getattr(config, "rope_scaling_type", None) == "dynamic_ntk",
+        "its rotary positions depend on the length": rope.get("rope_type") in ("dynamic", "dynamic_ntk", "longrope"),
         "its layers are merged": any(
             getattr(config, name, False) for name in ("fuse_attention_qkv", "fuse_attention_ffn")
         ),

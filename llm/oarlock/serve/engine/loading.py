@@ -22,7 +22,6 @@ from oarlock.merge.inputs import WeightedAdapter
 from oarlock.model_config.generation_config import find_end_tokens, read_generation_config, read_sampling_defaults
 from oarlock.model_config.load import find_model_class, read_config
 from oarlock.model_config.model_folder import find_model_folder
-from oarlock.model_config.sliding_window import find_window
 from oarlock.models.build import ModelSource, build_model
 from oarlock.models.load_finetuned import check_base
 from oarlock.peft.adapter_folder import Base
@@ -134,7 +133,7 @@ def render_prompt(template: ChatTemplate, messages: Any, tools: Any) -> MarkedTe
         if message["role"] == "tool" or "name" not in message:  # the name of a tool is in its call too
             continue
         bare = [*read[:i], {k: v for k, v in message.items() if k != "name"}, *read[i + 1 :]]
-        if template.render_chat(bare, add_generation_prompt=True, tools=tools).text.text == rendered.text:
+        if template.render_chat(bare, add_generation_prompt=True, tools=described).text.text == rendered.text:
             raise RequestRefused(f"messages[{i}].name: the model's chat template writes no names; leave it out")
     return rendered
 
@@ -151,10 +150,6 @@ def open_served_model(
     folder = find_model_folder(str(model), with_weights=True)
     config = read_config(folder)
     context = next((int(value) for name in _CONTEXT if (value := getattr(config, name, None))), 2048)
-    window = find_window(config)
-    if window and window < context:  # beyond it the model was trained to forget, which PaddleNLP's does not
-        log_once(f"the model's context is cut from {context:,} to the {window:,} tokens of its sliding window")
-        context = window
     if context < _LEAST_CONTEXT:
         raise ModelError(
             f"{folder / 'config.json'}: {context} token(s) at a time are too few for a question and its answer"
@@ -171,9 +166,15 @@ def open_served_model(
         dtype = "float32"
     built = build_model(ModelSource(folder, config, from_weights=True), dtype=dtype)
     built.eval()
+    if reason := explain_not_fused(built):
+        log_once(f"answers go through PaddleNLP's own forward, not the fused decoder: {reason}")
+        decoder: Decoder = GenericDecoder(built, weights)
+    else:
+        log_once("answers go through the fused decoder (float32 on the CPU)")
+        decoder = load_fused_decoder(built, weights, context)  # the model can't be used otherwise afterwards
     return ServedModel(
         name=folder.resolve().name,
-        decoder=choose_decoder(built, weights, context),
+        decoder=decoder,
         tokenizer=tokenizer,
         template=choose_template("auto", tokenizer, "src_tgt", parse_special_tokens=parse_special_tokens == "all"),
         context=context,
@@ -204,16 +205,6 @@ def read_adapters(adapters: Mapping[str, Path], folder: Path, config: Any) -> di
         deltas = find_deltas(WeightedAdapter(adapter, 1.0), find_model_class(config), config)
         found[name] = {delta.layer: delta.read_matrices() for delta in deltas}
     return found
-
-
-def choose_decoder(model: Any, adapters: dict[str, LoraWeights], context: int) -> Decoder:
-    """The fused decoder if it serves this model on this machine. The model can't be used otherwise afterwards."""
-    reason = explain_not_fused(model)
-    if reason:
-        log_once(f"answers go through PaddleNLP's own forward, not the fused decoder: {reason}")
-        return GenericDecoder(model, adapters)
-    log_once("answers go through the fused decoder (float32 on the CPU)")
-    return load_fused_decoder(model, adapters, context)
 
 
 def find_begin_tokens(tokenizer: Any) -> tuple[int, ...]:

@@ -151,7 +151,18 @@ class StreamingModel:
                 items.append(self._outbox.get())
             is_open = None not in items
             try:
-                self._send_chunks([item for item in items if item is not None])
+                chunks = [item for item in items if item is not None]
+                for opened, chunk in chunks:
+                    opened.unsent.append(chunk)
+                for opened in dict.fromkeys(opened for opened, _ in chunks):
+                    is_last = opened.unsent[-1].finish_reason is not None
+                    if opened.stream or is_last:
+                        self._send(opened, join_chunks(opened.unsent))
+                        opened.unsent = []
+                    if is_last:
+                        self._close(opened)
+                if count := sum(len(chunk.token_ids) for _, chunk in chunks):
+                    self._metrics.answered_tokens.increment(count)
                 if time.monotonic() >= next_poll:
                     with self._lock:
                         waiting = list(self._open)
@@ -162,19 +173,6 @@ class StreamingModel:
                     next_poll = time.monotonic() + _POLL_SECONDS
             except Exception:  # whatever it is, the other requests need this thread
                 traceback.print_exc()
-
-    def _send_chunks(self, items: list[tuple[_OpenRequest, TokenChunk]]) -> None:
-        for opened, chunk in items:
-            opened.unsent.append(chunk)
-        for opened in dict.fromkeys(opened for opened, _ in items):
-            is_last = opened.unsent[-1].finish_reason is not None
-            if opened.stream or is_last:
-                self._send(opened, join_chunks(opened.unsent))
-                opened.unsent = []
-            if is_last:
-                self._close(opened)
-        if count := sum(len(chunk.token_ids) for _, chunk in items):
-            self._metrics.answered_tokens.increment(count)
 
     def _send(self, opened: _OpenRequest, chunk: TokenChunk) -> None:
         try:

@@ -79,12 +79,8 @@ def merge_adapter(folder: Path, base: Path, allow_pickle: bool) -> None:
     Raises:
         ModelError: as oarlock.merge.merge does.
     """
-
-    def merge_on_first_rank() -> None:
-        options = MergeOptions(allow_pickle=allow_pickle, replace=True)
-        merge(base, AdapterMix.open([folder]), folder / MERGED, options)
-
-    run_on_all_ranks(merge_on_first_rank, first_rank_only=True)
+    options = MergeOptions(allow_pickle=allow_pickle, replace=True)
+    run_on_all_ranks(lambda: merge(base, AdapterMix.open([folder]), folder / MERGED, options), first_rank_only=True)
 
 
 class _Collector:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -63,16 +62,14 @@ def describe_checkpoint(folder: str | Path, with_tensors: bool) -> str:
         if with_tensors:
             for key in sorted(pieces.where):
                 for path, piece in pieces.where[key]:
-                    lines.append(f"  {key} {_describe_range(piece)} in {path.name}")
+                    text = str(list(piece.slice.shape))
+                    if piece.slice.axis is not None:
+                        runs = ", ".join(f"{start}:{start + length}" for start, length in piece.slice.runs)
+                        text += f" axis {piece.slice.axis} [{runs}]"
+                    if piece.flat:
+                        text += f" elements {piece.flat[0]}:{piece.flat[1]}"
+                    lines.append(f"  {key} {text} in {path.name}")
     return "\n".join(lines)
-
-
-def _describe_range(piece: Any) -> str:
-    text = str(list(piece.slice.shape))
-    if piece.slice.axis is not None:
-        runs = ", ".join(f"{start}:{start + length}" for start, length in piece.slice.runs)
-        text += f" axis {piece.slice.axis} [{runs}]"
-    return text + (f" elements {piece.flat[0]}:{piece.flat[1]}" if piece.flat else "")
 
 
 def consolidate(folder: str | Path, output: str | Path, max_shard_bytes: int, check: bool = True) -> None:

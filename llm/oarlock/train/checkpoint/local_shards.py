@@ -14,6 +14,7 @@ from oarlock.environment.ranks import rank
 from oarlock.errors import CheckpointError
 from oarlock.parallel.plan import ParallelPlan
 from oarlock.train.optim.clip import SLICE
+from oarlock.train.optim.divided_experts import is_divided
 from oarlock.weights.layout import ParameterShard, TensorSlice, parameter_shards, shared_between_stages
 from oarlock.weights.shard_index import MASTER, WEIGHTS, StoredShard
 from oarlock.weights.sharded_store import ShardedStore
@@ -95,12 +96,12 @@ class LocalShards:
             optimizer = inner
 
     def check_names(self, store: ShardedStore) -> None:
-        """Refuse a checkpoint with weights that this model lacks (a single pipeline stage can't tell).
+        """Refuse a checkpoint with weights that this model lacks (a rank that holds some layers or experts can't tell).
 
         Raises:
             CheckpointError: naming the weights.
         """
-        if self._plan.pipeline > 1:
+        if self._plan.pipeline > 1 or self._plan.expert > 1:
             return
         extra = sorted(set(store.names()) - {parameter.name for parameter in self.parameters})
         if extra:
@@ -120,6 +121,11 @@ class LocalShards:
             owners = dict(self._optimizer._inner_opt._param2rank)
         for i, shard in enumerate(self.parameters):
             parameter = shard.tensor
+            if is_divided(parameter):
+                copy, copies = plan.dataset_rank(rank()) // plan.expert, plan.replicas // plan.expert
+                once = copy == i % copies and (shard.slice.axis is not None or at.tensor == 0)
+                yield LocalShard(shard, None, parameter.name, True, once)
+                continue
             once = (
                 self._shared.get(parameter.name, True)
                 and (shard.slice.axis is not None or at.tensor == 0)

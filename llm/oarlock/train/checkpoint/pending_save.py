@@ -140,21 +140,20 @@ class PendingSave:
             write_json(self.partial / f"{part['file']}{_DONE}", part)
             if is_first_rank():
                 deadline = time.monotonic() + timeout_s
-                self.commit([self._wait_for_rank(i, deadline) for i in range(world_size())])
+                parts = []
+                for i in range(world_size()):
+                    done = self.partial / f"{shard_file_name(i)}{_DONE}"
+                    while not done.exists():
+                        if time.monotonic() > deadline:
+                            raise CheckpointError(f"rank {i} did not finish writing in time (--collective_timeout)")
+                        time.sleep(_POLL_S)
+                    parts.append(read_json(done, dict[str, Any], error=CheckpointError, limit=INDEX_BYTES))
+                    if parts[i].get("file") != shard_file_name(i):
+                        raise CheckpointError(f"{done}: was not written by rank {i}")
+                self.commit(parts)
         except Exception as error:
             self._error = error
         on_end(self._error)
-
-    def _wait_for_rank(self, i: int, deadline: float) -> dict[str, Any]:
-        done = self.partial / f"{shard_file_name(i)}{_DONE}"
-        while not done.exists():
-            if time.monotonic() > deadline:
-                raise CheckpointError(f"rank {i} did not finish writing in time (--collective_timeout)")
-            time.sleep(_POLL_S)
-        part = read_json(done, dict[str, Any], error=CheckpointError, limit=INDEX_BYTES)
-        if part.get("file") != shard_file_name(i):
-            raise CheckpointError(f"{done}: was not written by rank {i}")
-        return part
 
 
 def delete_folder(path: Path) -> None:

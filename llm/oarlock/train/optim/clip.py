@@ -8,6 +8,8 @@ from typing import Any
 import paddle
 from paddle import nn
 
+from oarlock.parallel.expert_groups import find_expert_groups
+from oarlock.train.optim.divided_experts import is_divided
 from oarlock.weights.layout import shared_between_stages
 
 SLICE = "slice@"  # prefix that GroupShardedStage3 gives to the names of sliced parameters
@@ -29,6 +31,8 @@ class GlobalNormClip(nn.clip.GradientClipBase):
         self.clip_norm = clip_norm if clip_norm > 0 else math.inf
         self._norm: paddle.Tensor | None = None
         self._groups: list[Any] = []
+        experts = find_expert_groups()
+        self._expert_groups: list[Any] = [] if experts is None else [experts.exchange]
         self._counted_elsewhere: set[str] = set()
         self._counts_unsliced = True
 
@@ -45,6 +49,8 @@ class GlobalNormClip(nn.clip.GradientClipBase):
             hcg.get_pipe_parallel_group() if hcg.get_pipe_parallel_world_size() > 1 else None,
         ]
         self._groups = [group for group in groups if group is not None]
+        if self._expert_groups:
+            self._expert_groups += [group for group in (groups[0], groups[2]) if group is not None]
         self._counts_unsliced = hcg.get_sharding_parallel_rank() == 0
         counts_copies = hcg.get_model_parallel_rank() == 0
         shared = shared_between_stages(model)
@@ -63,14 +69,16 @@ class GlobalNormClip(nn.clip.GradientClipBase):
         self, params_grads: list[tuple[paddle.Tensor, paddle.Tensor | None]]
     ) -> list[tuple[paddle.Tensor, paddle.Tensor | None]]:
         clipped = [(p, g) for p, g in params_grads if g is not None and getattr(p, "need_clip", True)]
-        squares = []
+        squares: list[paddle.Tensor] = []
+        of_experts: list[paddle.Tensor] = []
         for p, g in clipped:  # one of the ranks that have the reduced gradient of a parameter counts it
             unsliced = hasattr(p, "unslice")  # too small for stage 3 to slice
             if (self._counts_unsliced or not unsliced) and p.name.removeprefix(SLICE) not in self._counted_elsewhere:
-                squares.append(paddle._C_ops.squared_l2_norm(g).astype("float32"))
-        total = paddle.stack(squares).sum() if squares else paddle.zeros([])
-        for group in self._groups:
-            paddle.distributed.all_reduce(total, group=group)
+                square = paddle._C_ops.squared_l2_norm(g).astype("float32")
+                (of_experts if is_divided(p) else squares).append(square)
+        total = _sum_over(self._groups, squares)
+        if self._expert_groups:
+            total = total + _sum_over(self._expert_groups, of_experts)
         self._norm = paddle.sqrt(total)
         if math.isinf(self.clip_norm):
             return params_grads
@@ -79,3 +87,10 @@ class GlobalNormClip(nn.clip.GradientClipBase):
         for _, grad in clipped:
             grad.multiply_(scale.astype(grad.dtype))
         return params_grads
+
+
+def _sum_over(groups: list[Any], squares: list[paddle.Tensor]) -> paddle.Tensor:
+    total = paddle.stack(squares).sum() if squares else paddle.zeros([])
+    for group in groups:
+        paddle.distributed.all_reduce(total, group=group)
+    return total

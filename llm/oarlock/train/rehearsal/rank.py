@@ -20,7 +20,7 @@ from oarlock.data.examples.labels import IGNORE_INDEX, Example
 from oarlock.data.examples.packing import PackedDataset
 from oarlock.environment.ranks import rank, world_size
 from oarlock.models.build import build_model, find_model
-from oarlock.models.packing import attend_in_blocks, check_packing
+from oarlock.models.packing import check_packing
 from oarlock.peft.adapter_folder import read_base_once
 from oarlock.peft.method import choose_method
 from oarlock.train.checkpoint.local_shards import LocalShards
@@ -97,7 +97,6 @@ def run_rank(
         collator = (PackCollator if packing else FinetuneCollator)(vocab, 0, run.plan.length_multiple)
     if packing:
         check_packing(source.config, run.plan.pipeline > 1)
-        attend_in_blocks(model)
         train_set = PackedDataset(data, config.data.row_length, config.runtime.seed)
     resume = find_resume_point(config, "made up")
     trainer = make_trainer(

@@ -7,6 +7,7 @@ command.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from oarlock.cpu_ranks.fork_launch import launch
 from oarlock.environment.console import get_logger
 from oarlock.environment.cpu import count_available_cores
 from oarlock.errors import ModelError, TrainingError
-from oarlock.families.model_sizes import ModelSizes
+from oarlock.families.model_sizes import EXPERT_COUNTS, ModelSizes
 from oarlock.model_config.builtin_configs import read_config_by_name
 from oarlock.parallel.launch_command import TrainingCommand
 from oarlock.parallel.make_plan import make_plan
@@ -75,7 +76,18 @@ def shrink_model(content: dict[str, Any], plan: ParallelPlan) -> dict[str, Any]:
         small["num_key_value_heads"] = small_kv
     if "head_dim" in content:
         small["head_dim"] = _HEAD_DIM
-    return small
+    return small | _shrink_experts(content, plan, hidden)
+
+
+def _shrink_experts(content: dict[str, Any], plan: ParallelPlan, hidden: int) -> dict[str, Any]:
+    """What else a mixture of experts, or latent attention, has of sizes, by transformers' names."""
+    groups = content.get("n_group") or 1
+    sizes = dict.fromkeys(EXPERT_COUNTS, 2 * math.lcm(plan.expert, groups))
+    sizes |= {"num_experts_per_tok": 2, "moe_intermediate_size": hidden, "shared_expert_intermediate_size": hidden}
+    sizes |= dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 2 * _HEAD_DIM)
+    sizes |= dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), _HEAD_DIM)
+    sizes["first_k_dense_replace"] = min(1, content.get("first_k_dense_replace") or 0)  # dense layers before the others
+    return {name: size for name, size in sizes.items() if content.get(name) is not None}
 
 
 def shrink_config(config: RunConfig, plan: ParallelPlan, model: Path, output_dir: Path, steps: int) -> RunConfig:
@@ -183,6 +195,7 @@ def _run(command: TrainingCommand, plan: ParallelPlan, content: dict[str, Any], 
         "tensor_parallel_degree": -1,
         "pipeline_parallel_degree": -1,
         "virtual_pp_degree": 1,
+        "expert_parallel_degree": -1,
         "sequence_parallel": False,
         "recompute": False,
         "gradient_accumulation_steps": flat["gradient_accumulation_steps"] * plan.replicas,

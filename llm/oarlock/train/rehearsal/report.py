@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from oarlock.parallel.plan import AXES
 from oarlock.train.rehearsal.rehearse import TOLERANCE, Verdict
 
 
@@ -47,24 +48,25 @@ def to_json(verdict: Verdict) -> dict[str, Any]:
 
 def _format_ranks(verdict: Verdict) -> list[str]:
     plan = verdict.plan
-    rows: list[tuple[str, ...]] = [
-        ("rank", "data", "stage", "sharding", "tensor", "parameters", "gradients", "optimizer", "largest difference")
-    ]
+    axes = ["data", "stage", "sharding", "tensor", *(["experts"] if plan.expert > 1 else [])]
+    rows: list[tuple[str, ...]] = [("rank", *axes, "parameters", "gradients", "optimizer", "largest difference")]
     for rank, report in enumerate(verdict.reports):
         at = plan.coordinates(rank)
         sizes = (report.parameter_bytes, report.gradient_bytes, report.optimizer_bytes)
-        place = (at.data, at.pipeline, at.sharding, at.tensor)
+        place = (at.data, at.pipeline, at.sharding, at.tensor, plan.expert_rank(rank))[: len(axes)]
         rows.append((str(rank), *map(str, place), *(f"{size:,} B" for size in sizes), f"{report.difference:.1e}"))
     one = verdict.reference
     sizes = (one.parameter_bytes, one.gradient_bytes, one.optimizer_bytes)
-    rows.append(("one", *"----", *(f"{size:,} B" for size in sizes), "-"))
+    rows.append(("one", *"-" * len(axes), *(f"{size:,} B" for size in sizes), "-"))
     return _align_columns(rows)
 
 
 def _format_traffic(verdict: Verdict) -> list[str]:
     """Format the collectives of the last step by kind of group, for the busiest rank of each kind."""
     plan = verdict.plan
-    kinds = {tuple(ranks): axis for axis in ("data", "pipeline", "sharding", "tensor") for ranks in plan.groups(axis)}
+    groups = [("experts", plan.expert_groups()), ("same experts", plan.expert_copies())] if plan.expert > 1 else []
+    groups += [(axis, plan.groups(axis)) for axis in AXES]
+    kinds = {tuple(ranks): kind for kind, listed in groups for ranks in listed}
     found: dict[tuple[str, str], tuple[int, int]] = {}
     for report in verdict.reports:
         for name, (calls, num_bytes) in report.collectives.items():

@@ -83,6 +83,8 @@ def _format_training_row(logs: Row) -> str:
         f"grad norm {logs['grad_norm']:.3g}",
         f"{logs['tokens_per_second']:,.0f} tokens/s",
     ]
+    if "expert_load_max" in logs:
+        parts.append(f"busiest expert {logs['expert_load_max']:.1f}x")
     if "mfu" in logs:
         parts.append(f"MFU {logs['mfu']:.1%}")
     return ", ".join(parts)

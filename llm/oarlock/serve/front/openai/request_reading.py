@@ -157,6 +157,9 @@ def read_object(given: Any, known: Iterable[str], path: str = "") -> Any:
 def read_chat(given: Any) -> Any:
     """Read a chat's messages and tools, as the engine does.
 
+    The engine reads them again, because Triton also takes requests that did not come through here. This reading refuses
+    wrong requests before they take a place in Triton, and once however many answers they want.
+
     Raises:
         InvalidRequest: naming what can't be read.
     """

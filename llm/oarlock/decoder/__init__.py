@@ -1,0 +1,1 @@
+"""Our decoder: one causal language model for all families of Llama's kind."""

@@ -1,0 +1,237 @@
+"""The causal language model on one card, or on the ranks of tensor parallelism."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import paddle
+from paddle import nn
+from paddle.distributed import collective, fleet
+from paddle.distributed.fleet.meta_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+from paddle.distributed.fleet.utils.sequence_parallel_utils import (
+    ColumnSequenceParallelLinear,
+    GatherOp,
+    RowSequenceParallelLinear,
+    ScatterOp,
+)
+from paddlenlp.transformers import PretrainedConfig, PretrainedModel
+
+from oarlock.decoder.attention import KeysAndValues, Pass
+from oarlock.decoder.block import DecoderLayer
+from oarlock.decoder.linear import find_runs
+from oarlock.decoder.norm import RMSNorm
+from oarlock.families.architecture import Architecture
+from oarlock.families.family import Family
+from oarlock.ops.attention import make_mask
+from oarlock.ops.linear_cross_entropy import DeferredLogits
+from oarlock.ops.patch import can_fuse
+from oarlock.typing import Tensor
+from oarlock.weights.tensor_slice import TensorSlice
+
+_LINEAR = (
+    nn.Linear, ColumnParallelLinear, RowParallelLinear, ColumnSequenceParallelLinear, RowSequenceParallelLinear,
+    nn.Embedding, VocabParallelEmbedding,
+)  # fmt: skip
+
+
+def make_embedding(model: Architecture, config: Any) -> nn.Layer:
+    """Make the embedding; tensor parallelism splits its rows."""
+    degree, rank = config.tensor_parallel_degree, config.tensor_parallel_rank
+    if degree == 1:
+        return nn.Embedding(model.vocab, model.hidden)
+    layer = VocabParallelEmbedding(model.vocab, model.hidden)
+    layer.weight.tensor_slice = TensorSlice((model.vocab, model.hidden), 0, find_runs((model.vocab,), degree, rank))
+    return layer
+
+
+def embed(layer: nn.Layer, ids: Tensor, scale: float, config: Any) -> Tensor:
+    """Embed tokens, and under sequence parallelism scatter them over the ranks."""
+    x = layer(ids)
+    if scale != 1.0:  # rounded to the type of the embeddings first, as in transformers' Gemma
+        x = x * paddle.to_tensor(scale, dtype=x.dtype)
+    return ScatterOp.apply(x.reshape([-1, x.shape[-1]])) if config.sequence_parallel else x
+
+
+class LMHead(nn.Layer):
+    """The output layer: logits of the next token.
+
+    Args:
+        embedding: the weight it shares with the input, [vocabulary, hidden], or None.
+    """
+
+    def __init__(self, model: Architecture, config: Any, embedding: Tensor | None = None) -> None:
+        super().__init__()
+        self.config, self._model, self.transposed = config, model, model.tied
+        self.defers = False  # return DeferredLogits in training, for a loss that multiplies them chunk by chunk
+        degree, rank = config.tensor_parallel_degree, config.tensor_parallel_rank
+        if embedding is not None:
+            self.weight = embedding
+            return
+        rows, axis = model.vocab // degree, 0 if model.tied else 1
+        self.weight = self.create_parameter([rows, model.hidden] if model.tied else [model.hidden, rows])
+        if degree > 1:
+            shape = (model.vocab, model.hidden) if model.tied else (model.hidden, model.vocab)
+            self.weight.is_distributed, self.weight.split_axis = True, axis
+            self.weight.tensor_slice = TensorSlice(shape, axis, find_runs((model.vocab,), degree, rank))
+
+    @property
+    def embedding_weight(self) -> Tensor:
+        """The weight under the name by which pipeline stages share it."""
+        return self.weight
+
+    def forward(self, x: Tensor) -> Any:
+        """[batch, tokens, hidden] -> [batch, tokens, vocabulary], or this rank's part of the vocabulary.
+
+        Under sequence parallelism x is [batch x tokens / ranks, hidden].
+        """
+        model, config = self._model, self.config
+        if config.sequence_parallel:
+            x = GatherOp.apply(x).reshape([-1, config.seq_length, model.hidden])
+        if model.logit_scale != 1.0:
+            x = x * model.logit_scale
+        group = None
+        if config.tensor_parallel_degree > 1:
+            group = fleet.get_hybrid_communicate_group().get_model_parallel_group()
+            x = collective._c_identity(x, group=group)
+        defers = self.defers and self.training and paddle.is_grad_enabled() and model.logit_soft_cap is None
+        if defers and (group is None or config.tensor_parallel_output) and can_fuse(x, self.weight):
+            return DeferredLogits(x, self.weight, self.transposed, group)
+        logits = paddle.matmul(x, self.weight, transpose_y=self.transposed)
+        if model.logit_soft_cap is not None:
+            logits = model.logit_soft_cap * paddle.tanh(logits / model.logit_soft_cap)
+        if group is not None and not config.tensor_parallel_output:
+            logits = collective._c_concat(logits, group=group)
+        return logits
+
+
+class DecoderModel(nn.Layer):
+    """Embedding, layers and last norm."""
+
+    def __init__(self, model: Architecture, config: Any) -> None:
+        super().__init__()
+        self.embed_tokens = make_embedding(model, config)
+        self.layers = nn.LayerList([DecoderLayer(block, model, config) for block in model.blocks])
+        self.norm = RMSNorm(model.hidden, model.norm_epsilon, config, model.norm_offset)
+        self._scale, self._config = model.embedding_scale, config
+
+    def forward(
+        self, ids: Tensor, given: Pass, past: Sequence[KeysAndValues] | None
+    ) -> tuple[Tensor, list[KeysAndValues | None]]:
+        """int64 [batch, tokens] -> hidden states, and each layer's keys and values."""
+        x = embed(self.embed_tokens, ids, self._scale, self._config)
+        presents: list[KeysAndValues | None] = []
+        earlier: list[KeysAndValues | None] = list(past) if past is not None else [None] * len(self.layers)
+        del past  # each layer's old keys and values are freed as soon as they are joined
+        for i, layer in enumerate(self.layers):
+            x, present = layer(x, given, earlier[i])
+            earlier[i] = None
+            presents.append(present)
+        return self.norm(x), presents
+
+
+class DecoderForCausalLM(PretrainedModel):
+    """A causal language model. make_model_class() makes a subclass for each family."""
+
+    family: ClassVar[Family]
+    config_class = PretrainedConfig
+    _tied_weights_keys = ("lm_head.weight",)
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        assert self.family.decoder is not None
+        self.architecture = self.family.decoder(config)
+        model = DecoderModel(self.architecture, config)
+        self.add_sublayer(self.architecture.prefix, model)
+        tied = model.embed_tokens.weight if self.architecture.tied else None
+        self.lm_head = LMHead(self.architecture, config, tied)
+
+    @property
+    def decoder(self) -> DecoderModel:
+        """The model below the output layer."""
+        found: DecoderModel = self._sub_layers[self.architecture.prefix]
+        return found
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        use_cache: bool = False,
+        past_key_values: Sequence[KeysAndValues] | None = None,
+        attn_mask_startend_row_indices: Tensor | None = None,
+    ) -> Any:
+        """Compute logits [batch, tokens, vocabulary] (DeferredLogits where the head defers).
+
+        Args:
+            input_ids: int64 [batch, tokens].
+            position_ids: int64 [batch, tokens]; None: from 0, or after the tokens of `past_key_values`.
+            attention_mask: [batch, keys], 1 for text; or [batch, 1, tokens, keys], bool, or floats that are added to
+                the scores.
+            use_cache: return (logits, keys and values of each layer) for the next call.
+            past_key_values: of earlier calls.
+            attn_mask_startend_row_indices: int32 [batch, keys]: where the example of each key ends, in packed rows.
+        """
+        earlier = past_key_values[0][0].shape[1] if past_key_values is not None else 0
+        batch, tokens = input_ids.shape
+        if position_ids is None and past_key_values is not None:
+            position_ids = paddle.arange(earlier, earlier + tokens).unsqueeze(0).expand([batch, tokens])
+        mask = make_mask(attention_mask, attn_mask_startend_row_indices, flash=self.config.use_flash_attention)
+        given = Pass(position_ids, mask, earlier + tokens, tokens, use_cache)
+        hidden, presents = self.decoder(input_ids, given, past_key_values)
+        logits = self.lm_head(hidden)
+        return (logits, presents) if use_cache else logits
+
+    def get_input_embeddings(self) -> nn.Layer:
+        return self.decoder.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Layer:
+        return self.lm_head
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        use_cache: bool = False,
+        past_key_values: Sequence[KeysAndValues] | None = None,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **_: Any,
+    ) -> dict[str, Any]:
+        """The arguments of forward() for the next token (paddlenlp.generation.GenerationMixin calls it)."""
+        if position_ids is None:
+            position_ids = paddle.arange(input_ids.shape[1]).unsqueeze(0).expand(input_ids.shape)
+        if past_key_values:
+            input_ids, position_ids = input_ids[:, -1:], position_ids[:, -1:]
+        return {
+            "input_ids": input_ids,
+            "position_ids": position_ids,
+            "attention_mask": attention_mask,
+            "past_key_values": past_key_values,
+            "use_cache": use_cache,
+        }
+
+    def _init_weights(self, layer: nn.Layer) -> None:
+        initialize(layer, self.architecture)
+
+
+def defer_logits(model: nn.Layer) -> None:
+    """Have the heads of our decoder return DeferredLogits in training, for a loss that knows them."""
+    for layer in model.sublayers():
+        if isinstance(layer, LMHead):
+            layer.defers = True
+
+
+def initialize(layer: nn.Layer, model: Architecture) -> None:
+    """Draw the random weights of a layer: normal, the last matrix of each residual branch scaled by 1 / sqrt(2 layers).
+
+    The scale is that of GPT-2 (Radford et al., 2019, section 2.3) and of PaddleNLP's Llama.
+    """
+    if isinstance(layer, (*_LINEAR, LMHead)):
+        layer.weight.set_value(paddle.tensor.normal(mean=0.0, std=model.initializer_range, shape=layer.weight.shape))
+        if getattr(layer, "bias", None) is not None:
+            layer.bias.set_value(paddle.zeros_like(layer.bias))
+    last = getattr(layer, "output_projection", None)  # of attention and feed-forward
+    if last is not None:
+        with paddle.no_grad():
+            last.weight.scale_(1 / math.sqrt(2 * len(model.blocks)))

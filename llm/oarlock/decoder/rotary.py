@@ -1,0 +1,141 @@
+"""Rotary position embeddings (RoFormer, https://arxiv.org/abs/2104.09864) of queries and keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import paddle
+from paddle.incubate.nn.functional import fused_rotary_position_embedding
+from paddle.nn import functional
+
+from oarlock.decoder.frequencies import compute_frequencies, original_length
+from oarlock.families.architecture import Rope
+from oarlock.ops.patch import can_fuse
+from oarlock.ops.rotary import fused_rotary
+from oarlock.typing import Tensor
+
+_MOST_TABLES = 8
+_FEWEST_ROWS = 256
+
+
+@paddle.jit.not_to_static
+def rotate(query: Tensor, key: Tensor, rope: Rope, positions: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
+    """Rotate pairs of components by angles that grow with the position; components after rope.dim stay as they are.
+
+    Args:
+        query, key: [batch, tokens, heads, head_dim], of the same tokens; their numbers of heads may differ.
+        positions: int64 [batch, tokens]. None: 0, 1, ... in every row.
+        length: largest position + 1, or more. A static graph derives it from the positions.
+
+    Returns:
+        Both, in their shape and type.
+    """
+    if rope.dim < query.shape[-1]:
+        inner = rotate(query[..., : rope.dim], key[..., : rope.dim], rope, positions, length)
+        return tuple(paddle.concat([a, b[..., rope.dim :]], -1) for a, b in zip(inner, (query, key), strict=True))
+    if rope.interleaved:
+        inner = _deinterleave(query), _deinterleave(key)
+        return tuple(map(_interleave, rotate(*inner, replace(rope, interleaved=False), positions, length)))
+    if not paddle.in_dynamic_mode():
+        return _rotate_in_graph(query, key, rope, positions)
+    cos, sin = _find_table(rope, length)
+    if can_fuse(query, key):
+        return fused_rotary(query, key, cos, sin, positions)
+    cos, sin = cos.astype(query.dtype), sin.astype(query.dtype)
+    if positions is None:
+        cos, sin = cos[: query.shape[1]], sin[: query.shape[1]]
+    if query.place.is_gpu_place():
+        return fused_rotary_position_embedding(
+            query, key, None, sin=sin, cos=cos, position_ids=positions, use_neox_rotary_style=False
+        )[:2]
+    if positions is None:
+        cos, sin = cos.unsqueeze([0, 2]), sin.unsqueeze([0, 2])
+    else:
+        cos, sin = (functional.embedding(positions, table).unsqueeze(2) for table in (cos, sin))
+    return _turn(query, cos, sin), _turn(key, cos, sin)
+
+
+def rotary_tables(rope: Rope, length: int) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of the positions 0 to length - 1, float32 [length, dim], both halves alike.
+
+    All layers share one table.
+    """
+    cos, sin = _find_table(rope, length)
+    return cos[:length], sin[:length]
+
+
+@dataclass(frozen=True)
+class _Table:
+    rope: Rope
+    device: str
+    is_long: bool
+    length: int
+    cos: Tensor
+    sin: Tensor
+
+
+_tables: tuple[_Table, ...] = ()  # the last ones used
+
+
+def _find_table(rope: Rope, length: int) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of at least `length` positions. Tables double as texts grow."""
+    global _tables
+    about = rope, paddle.get_device(), rope.kind in ("dynamic", "longrope") and length > original_length(rope)
+    changes = about[2] and rope.kind == "dynamic"  # with every length
+    found = next((table for table in _tables if (table.rope, table.device, table.is_long) == about), None)
+    if found is None or found.length < length or (changes and found.length != length):
+        rows = length if changes else max(_FEWEST_ROWS, 1 << (length - 1).bit_length())
+        if length <= rope.max_positions:
+            rows = min(rows, rope.max_positions)
+        inverse, factor = compute_frequencies(rope, length)
+        cos, sin = _compute_cos_and_sin(rope, paddle.arange(rows), paddle.to_tensor(inverse), factor)
+        others = tuple(table for table in _tables if table is not found)
+        found = _Table(*about, rows, cos, sin)
+        _tables = (found, *others[: _MOST_TABLES - 1])
+    return found.cos, found.sin
+
+
+def _compute_cos_and_sin(rope: Rope, positions: Tensor, inverse: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """[...] -> float32 [..., dim]."""
+    with paddle.no_grad(), paddle.amp.auto_cast(False):
+        steps = positions.astype("float32")
+        if rope.kind == "linear":  # to round as PaddleNLP, which divides positions instead of frequencies
+            steps = steps / rope.scaling["factor"]
+            inverse = paddle.assign(compute_frequencies(replace(rope, kind="default"), 1)[0])
+        angles = steps.unsqueeze(-1) * inverse
+        angles = paddle.concat([angles, angles], -1)
+        cos, sin = angles.cos(), angles.sin()
+        return (cos, sin) if factor == 1 else (cos * factor, sin * factor)
+
+
+def _rotate_in_graph(query: Tensor, key: Tensor, rope: Rope, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Angles are computed in the graph: its file has no tables, and the length of texts no limit."""
+    if positions is None:
+        positions = paddle.arange(paddle.shape(query)[1], dtype="int64").unsqueeze(0)
+    length, original = positions.max() + 1, original_length(rope)
+    before, factor = compute_frequencies(rope, original)
+    inverse = paddle.assign(before)
+    if rope.kind == "longrope":
+        longer, _ = compute_frequencies(rope, original + 1)
+        inverse = paddle.where(length > original, paddle.assign(longer), inverse)
+    elif rope.kind == "dynamic":
+        stretched = paddle.clip(rope.scaling["factor"] * (length.astype("float32") / original - 1) + 1, min=1.0)
+        inverse = inverse * stretched ** paddle.assign(np.arange(0, -rope.dim, -2, np.float32) / (rope.dim - 2))
+    cos, sin = _compute_cos_and_sin(rope, positions, inverse, factor)
+    cos, sin = cos.unsqueeze(2).astype(query.dtype), sin.unsqueeze(2).astype(query.dtype)
+    return _turn(query, cos, sin), _turn(key, cos, sin)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, axis=-1)
+    return x * cos + paddle.concat([-second, first], axis=-1) * sin
+
+
+def _deinterleave(x: Tensor) -> Tensor:
+    """[a0, b0, a1, b1, ...] -> [a0, a1, ..., b0, b1, ...] on the last axis."""
+    return x.reshape([0, 0, 0, -1, 2]).transpose([0, 1, 2, 4, 3]).flatten(3)
+
+
+def _interleave(x: Tensor) -> Tensor:
+    return x.reshape([0, 0, 0, 2, -1]).transpose([0, 1, 2, 4, 3]).flatten(3)

@@ -1,0 +1,1 @@
+"""Families of our own decoder in which every token passes through all weights."""

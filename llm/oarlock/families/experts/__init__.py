@@ -1,0 +1,1 @@
+"""Families of our own decoder with a mixture of experts."""

@@ -1,0 +1,1 @@
+"""Families that run in PaddleNLP's models."""

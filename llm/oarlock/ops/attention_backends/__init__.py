@@ -1,0 +1,1 @@
+"""Ways to compute attention, from which oarlock.ops.attention.attend chooses."""
