@@ -26,7 +26,7 @@ _LOWEST = -1e4  # values of an additive mask from here on hide
 
 @dataclass(frozen=True)
 class AttentionMask:
-    """Which keys queries attend to. One mask serves all layers of a pass, which share what is made from it.
+    """The keys that each query attends to. One mask serves all layers of a pass, which share what is made from it.
 
     Attributes:
         ends: int32 [batch, keys]: a causal mask. Of the keys up to its own position, a query attends to those whose end

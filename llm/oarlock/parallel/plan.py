@@ -140,7 +140,7 @@ class ParallelPlan:
         return at.data * self.sharding + at.sharding
 
     def expert_rank(self, rank: int) -> int:
-        """Which of the shares of the experts a rank holds."""
+        """The index of the experts' shard that a rank holds."""
         return self.dataset_rank(rank) % self.expert
 
     def groups(self, axis: Axis) -> list[list[int]]:

@@ -80,7 +80,7 @@ def shrink_model(content: dict[str, Any], plan: ParallelPlan) -> dict[str, Any]:
 
 
 def _shrink_experts(content: dict[str, Any], plan: ParallelPlan, hidden: int) -> dict[str, Any]:
-    """What else a mixture of experts, or latent attention, has of sizes, by transformers' names."""
+    """Return the further sizes of a mixture of experts or of latent attention, by transformers' names."""
     groups = content.get("n_group") or 1
     sizes = dict.fromkeys(EXPERT_COUNTS, 2 * math.lcm(plan.expert, groups))
     sizes |= {"num_experts_per_tok": 2, "moe_intermediate_size": hidden, "shared_expert_intermediate_size": hidden}
