@@ -97,7 +97,10 @@ def pretrain(config: str | Path | LoadedConfig[PretrainConfig] | None = None, **
 def finetune(config: str | Path | LoadedConfig[FinetuneConfig] | None = None, **options: Any) -> TrainingResult:
     """Fine-tune a model, as `oarlock finetune` does.
 
-    Arguments, errors, resuming and the use of several ranks are as in `pretrain`.
+    Arguments, resuming and the use of several ranks are as in `pretrain`.
+
+    Raises:
+        OarlockError: in the same cases as `pretrain`.
 
     Example:
         >>> result = finetune("lora_7b", model_name_or_path="output/base", output_dir="output/lora", max_steps=20)

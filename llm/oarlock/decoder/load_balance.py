@@ -77,6 +77,6 @@ class LoadBalance:
             return _AddLoss.apply(routing.weights, loss * self._factor)
 
     def pop(self) -> list[float]:
-        """Return the values added since the last call: choices of each expert, sum of the losses of all tokens, tokens."""
+        """Return the sums since the last call: choices of each expert, sum of the losses of all tokens, tokens."""
         totals, self._totals = self._totals, None
         return [0.0] * (self._experts + 2) if totals is None else totals.tolist()
