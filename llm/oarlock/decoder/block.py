@@ -9,7 +9,7 @@ import paddle
 from paddle import nn
 from paddle.distributed.fleet.utils import recompute
 
-from oarlock.decoder.attention import KeysAndValues, ForwardContext, SelfAttention, should_recompute
+from oarlock.decoder.attention import ForwardContext, KeysAndValues, SelfAttention, should_recompute
 from oarlock.decoder.latent_attention import LatentSelfAttention
 from oarlock.decoder.mlp import GatedMLP
 from oarlock.decoder.moe import MixtureOfExperts

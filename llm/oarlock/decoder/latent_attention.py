@@ -14,7 +14,7 @@ from paddle.distributed import collective, fleet
 from paddle.distributed.fleet.utils import recompute
 from paddle.distributed.fleet.utils.sequence_parallel_utils import AllGatherOp, mark_as_sequence_parallel_parameter
 
-from oarlock.decoder.attention import KeysAndValues, ForwardContext, should_recompute
+from oarlock.decoder.attention import ForwardContext, KeysAndValues, should_recompute
 from oarlock.decoder.linear import make_linear
 from oarlock.decoder.norm import RMSNorm
 from oarlock.decoder.rotary import rotate

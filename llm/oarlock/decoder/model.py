@@ -18,7 +18,7 @@ from paddle.distributed.fleet.utils.sequence_parallel_utils import (
 )
 from paddlenlp.transformers import PretrainedConfig, PretrainedModel
 
-from oarlock.decoder.attention import KeysAndValues, ForwardContext
+from oarlock.decoder.attention import ForwardContext, KeysAndValues
 from oarlock.decoder.block import DecoderLayer
 from oarlock.decoder.frequencies import get_original_length
 from oarlock.decoder.linear import find_runs
