@@ -15,9 +15,9 @@ from oarlock.cli.commands import (
     data,
     doctor,
     export,
-    families,
     launch,
     merge,
+    model,
     recipes,
     rehearse,
     resize,
@@ -32,6 +32,7 @@ from oarlock.versions import version_text
 
 COMMANDS: tuple[AnyCommand, ...] = (
     data.COMMAND,
+    model.COMMAND,
     recipes.COMMAND,
     train.PRETRAIN,
     train.FINETUNE,
@@ -46,7 +47,7 @@ COMMANDS: tuple[AnyCommand, ...] = (
     checkpoint.COMMAND,
     serve.COMMAND,
     admin.COMMAND,
-    families.COMMAND,
+    model.FAMILIES,
     doctor.COMMAND,
 )
 

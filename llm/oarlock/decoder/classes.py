@@ -8,7 +8,7 @@ from oarlock.decoder.model import DecoderForCausalLM
 from oarlock.decoder.pipeline import DecoderForCausalLMPipe
 from oarlock.families.registry import FAMILIES
 
-_made: dict[tuple[str, bool], Any] = {}
+_made: dict[tuple[str, bool], Any] = {}  # functools.cache would tell pipeline=False from no argument
 
 
 def make_model_class(name: str, pipeline: bool = False) -> Any:

@@ -195,7 +195,7 @@ def test_paddle_layout_without_metadata_is_detected_by_names(paddle_model, tmp_p
     [
         ("tf", "another framework .format 'tf'"),
         ("flax", "format 'flax'"),
-        ("np", "says format .np., .* names or shapes of the other"),
+        ("np", "says format 'np', .* names or shapes of the other"),
     ],
 )
 def test_invalid_headers_are_refused(folder, said, words):

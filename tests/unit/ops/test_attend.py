@@ -19,7 +19,7 @@ import paddle  # noqa: E402
 from oarlock.ops.attention_backends import flash, masks, reference  # noqa: E402
 
 SCALE = 0.3
-FEATURES = list(itertools.product([None, 1, 5, 70], [None, 3.0], [False, True]))  # windows, caps, sinks
+FEATURES = list(itertools.product([None, 5, 70], [None, 3.0], [False, True]))  # windows, caps, sinks
 
 
 @pytest.fixture(params=["fused", "reference"])
@@ -60,7 +60,7 @@ def require_close(found, expected, tolerance=1e-5):
 @pytest.mark.parametrize("kind", [*KINDS, "a mask of its own"])
 def test_everything_together(backend, kind, window, soft_cap, has_sinks):
     random = np.random.default_rng(window)
-    for queries, keys, dim, value_dim in ((203, 203, 16, 16), (3, 130, 24, 20), (70, 81, 8, 33)):
+    for queries, keys, dim, value_dim in ((150, 150, 16, 16), (3, 130, 24, 20), (70, 81, 8, 33)):
         arrays = make_arrays(random, 2, queries, keys, dim=dim, value_dim=value_dim)
         sinks = random.normal(0, 1, 4).astype(np.float32) if has_sinks else None
         if kind == "a mask of its own":

@@ -225,13 +225,15 @@ class _Recorder(TrainerCallback):
             return
         from oarlock.cpu_ranks import process_group
 
+        self.report.collectives = {}
         for group in process_group.groups():
             if reset:
                 group.reset_statistics()
                 continue
             for operation, (calls, num_bytes) in group.statistics().items():
                 name = f"{operation} over {','.join(map(str, group.ranks))}"
-                self.report.collectives[name] = [calls, num_bytes]
+                others = self.report.collectives.get(name, [0, 0])  # several groups may be of the same ranks
+                self.report.collectives[name] = [others[0] + calls, others[1] + num_bytes]
 
     def _compare(self, step: int) -> None:
         assert self.reference is not None
