@@ -61,6 +61,7 @@ BATCHES: dict[str, Arrays] = {
     "packed": PackCollator(512, 0)([tuple(EXAMPLES)]),
 }
 PADDLENLP = ("llama", "qwen2", "mistral", "gemma")  # whose folders it reads
+UNFUSED = ("phi3", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3")
 SHORT = RANDOM.integers(1, 512, (2, 6))  # within the windows, which its models do not have
 
 
@@ -167,7 +168,8 @@ def test_answers_are_those_of_transformers(case):
 def test_the_engine_answers_as_transformers(case, way, tiny_tokenizer):
     why_not = explain_not_fused(case.model) if way == "fused" else ""
     if why_not:
-        pytest.skip(why_not)
+        assert case.name in UNFUSED, why_not
+        return
     # (The fused one frees the model's memory.)
     decoder = GenericDecoder(case.model, {}) if way == "generic" else FusedDecoder(case.build(), {}, 256)
     engine = Engine(served(decoder, load_tokenizer(str(tiny_tokenizer))), EngineConfig())

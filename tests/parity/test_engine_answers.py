@@ -16,6 +16,7 @@ from oarlock.data.templates.chat_template import ChatTemplate
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.errors import EnvironmentProblem, ModelError, RequestRefused
 from oarlock.families.registry import FAMILIES as REGISTRY
+from oarlock.model_config.load import make_config
 from oarlock.models.build import ModelSource, build_model
 from oarlock.models.generate import ask_model, generate_ids
 from oarlock.peft.lora import LoRA
@@ -30,6 +31,7 @@ from oarlock.serve.engine.generic_decoder import GenericDecoder
 from oarlock.serve.engine.loading import ServedModel
 from oarlock.serve.request import Prompt
 from support.scripted_engine import Answer
+from support.tiny_configs import TINY_CONFIGS
 
 OPEN, ANSWER = 1, 2
 PROMPTS = [[*row, OPEN, ANSWER, row[0]] for row in ROWS]
@@ -132,30 +134,24 @@ def test_the_fused_decoder_is_bit_identical_in_any_batch(family):
 
 
 def test_an_inaccurate_fused_decoder_is_refused(monkeypatch):
-    monkeypatch.setattr(
-        "oarlock.serve.engine.fused_decoder._read_norm", lambda layer, offset: layer.weight.numpy() * 1.01
-    )
+    monkeypatch.setattr("oarlock.serve.engine.fused_decoder._read_norm", lambda norm: norm.weight.numpy() * 1.01)
     with pytest.raises(EnvironmentProblem, match="fused decoder is wrong on this machine"):
         load_fused_decoder(make_sensitive_model("llama"), {}, 64)
 
 
 def test_which_models_use_the_fused_decoder(monkeypatch):
-    def reason(family, **changes):
-        made = REGISTRY[family].decoder
-        config = family_config(family, **changes)
-        return explain_not_fused(SimpleNamespace(config=config, **({"architecture": made(config)} if made else {})))
+    def reason(name, adapters=(), **changes):
+        config = make_config(TINY_CONFIGS[name] | changes, name)
+        made = REGISTRY[config.model_type].decoder
+        return explain_not_fused(SimpleNamespace(config=config, architecture=made(config)), adapters)
 
-    assert all(reason(family) == "" for family in ("llama", "qwen2", "gemma")) and "bloom" in reason("bloom")
-    assert reason("mistral") == "" and "windows" in reason("mistral", sliding_window=8)
-    assert "length" in reason("llama", rope_scaling_type="dynamic_ntk", rope_scaling_factor=2.0)
+    assert "length" in reason("phi3") and "experts" in reason("mixtral")
+    assert reason("llama") == reason("gemma3_text") == ""
+    assert "does not support bloom" in explain_not_fused(SimpleNamespace(config=family_config("bloom")))
+    assert "length" in reason("llama", rope_scaling={"rope_type": "dynamic", "factor": 2.0})
     assert reason("qwen2", rope_scaling={"rope_type": "yarn", "factor": 2.0}) == ""
-    others = {
-        "qwen3": "norms", "gemma2": "sliding windows", "phi3": "rotated as a whole", "olmo2": "norms", "granite": "factor",
-        "smollm3": "rotated as a whole", "mixtral": "experts", "deepseek_v3": "latent attention",
-    }  # fmt: skip
-    assert all(words in reason(family) for family, words in others.items())
-    assert "merged" in reason("qwen2", fuse_attention_qkv=True)
     assert "activation is relu" in reason("llama", hidden_act="relu")
+    assert "an adapter changes lm_head" in reason("llama", ["llama.layers.0.self_attn.q_proj", "lm_head"])
     monkeypatch.setattr("oarlock.ops.library.built_for", lambda: None)
     assert "not built" in reason("llama")
 
@@ -170,7 +166,7 @@ def adapters(tiny_model, tmp_path_factory):
 def engine(request, tiny_model, adapters):
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "generic":
-            patch.setattr(loading, "explain_not_fused", lambda model: "the test says so")
+            patch.setattr(loading, "explain_not_fused", lambda *_: "the test says so")
         engine = Engine.load(tiny_model, adapters, EngineConfig(max_batch=4))
     yield engine
     engine.close()

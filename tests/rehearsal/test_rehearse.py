@@ -59,8 +59,8 @@ def test_published_commands_are_rehearsed(tmp_path, command, ranks, steps):
     report = tmp_path / "report.json"
     with PortWatch() as ports:
         result = run_program("oarlock", "rehearse", "--steps", str(steps), "--json", str(report), "--", *words)
-    assert not ports.found and len(ports.processes) > ranks
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert not ports.found and len(ports.processes) > ranks
     assert "SAME as one process" in result.stdout
     found = json.loads(report.read_text())
     assert found["same"] and len(found["ranks"]) == ranks and len(found["one_process"]["losses"]) == steps

@@ -1,4 +1,4 @@
-"""Self-attention with grouped heads, and what a forward pass gives to all layers."""
+"""Self-attention with grouped heads, and the context of a forward pass that all layers share."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ KeysAndValues = tuple[Tensor, Tensor]  # [batch, keys, heads, size of a head] ea
 
 
 @dataclass(frozen=True)
-class Pass:
-    """Everything that all layers get in a forward pass.
+class ForwardContext:
+    """The inputs of a forward pass that all layers share.
 
     Attributes:
         positions: int64 [batch, tokens]; None: 0, 1, ... in every row.
-        mask: which keys each token sees.
-        length: tokens of a row, with those of earlier calls.
-        tokens: of this call in a row. Sequence parallelism flattens the batch, so that shapes do not tell.
+        mask: which keys each token attends to.
+        seq_length: tokens of a row in this call. Sequence parallelism flattens the batch, so shapes do not show it.
+        kv_length: tokens of a row including those of earlier calls, which the KV cache holds.
         use_cache: return keys and values.
-        counted: bool [batch, tokens], False for padding, which the load of experts leaves out; None: no padding.
+        token_mask: bool [batch, tokens], False for padding, which does not count as load of the experts; None: there is
+            no padding.
     """
 
     positions: Tensor | None
     mask: AttentionMask
-    length: int
-    tokens: int
+    seq_length: int
+    kv_length: int
     use_cache: bool = False
-    counted: Tensor | None = None
+    token_mask: Tensor | None = None
 
 
 class SelfAttention(nn.Layer):
@@ -78,13 +79,15 @@ class SelfAttention(nn.Layer):
         """The last matrix of the residual branch."""
         return self.o_proj
 
-    def forward(self, x: Tensor, given: Pass, past: KeysAndValues | None = None) -> tuple[Tensor, KeysAndValues | None]:
+    def forward(
+        self, x: Tensor, context: ForwardContext, past: KeysAndValues | None = None
+    ) -> tuple[Tensor, KeysAndValues | None]:
         """[batch, tokens, hidden] -> the same shape, and keys and values if `given` asks for them.
 
         Under sequence parallelism [batch x tokens / ranks, hidden].
         """
         query, key, value = self.project_heads(x)
-        attended, present = self.attend(query, key, value, given, past)
+        attended, present = self.attend(query, key, value, context, past)
         return project(attended, self.o_proj)[0], present
 
     def project_heads(self, x: Tensor) -> list[Tensor]:
@@ -101,25 +104,25 @@ class SelfAttention(nn.Layer):
         return [part.reshape([*shape, -1]) for part in parts]
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, given: Pass, past: KeysAndValues | None = None
+        self, query: Tensor, key: Tensor, value: Tensor, context: ForwardContext, past: KeysAndValues | None = None
     ) -> tuple[Tensor, KeysAndValues | None]:
         """The attended values, in the shape of the queries, and keys and values with those of earlier calls."""
         spec, shape = self.spec, query.shape
         if spec.qk_norm == "all_heads":
             query, key = self.q_norm(query), self.k_norm(key)
         query, key, value = (
-            states.reshape([*([-1, given.tokens] if states.ndim == 2 else [0, 0]), heads, spec.head_dim])
+            states.reshape([*([-1, context.seq_length] if states.ndim == 2 else [0, 0]), heads, spec.head_dim])
             for states, heads in ((query, self.heads), (key, self.kv_heads), (value, self.kv_heads))
         )
         if spec.qk_norm == "head":
             query, key = self._norm_heads(query, self.q_norm), self._norm_heads(key, self.k_norm)
         if spec.rope is not None:
-            query, key = rotate(query, key, spec.rope, given.positions, given.length)
+            query, key = rotate(query, key, spec.rope, context.positions, context.kv_length)
         if past is not None:
             key, value = paddle.concat([past[0], key], axis=1), paddle.concat([past[1], value], axis=1)
-        found = self._run(query, key, value, given.mask, self.sinks if spec.sinks else None)
+        found = self._run(query, key, value, context.mask, self.sinks if spec.sinks else None)
         flat = [0, 0, -1] if len(shape) == 3 else [-1, shape[-1]]
-        return found.reshape(flat), (key, value) if given.use_cache else None
+        return found.reshape(flat), (key, value) if context.use_cache else None
 
     def _norm_heads(self, states: Tensor, norm: RMSNorm) -> Tensor:
         if self.config.tensor_parallel_degree == 1:
@@ -136,12 +139,12 @@ class SelfAttention(nn.Layer):
                 sinks=sinks, dropout=dropout,
             )  # fmt: skip
 
-        if not recomputes(self, "core_attn", query):
+        if not should_recompute(self, "core_attn", query):
             return run(query, key, value)
         return recompute(run, query, key, value, use_reentrant=self.config.recompute_use_reentrant)
 
 
-def recomputes(layer: Any, part: str, x: Tensor) -> bool:
+def should_recompute(layer: Any, part: str, x: Tensor) -> bool:
     """Whether a layer recomputes this part (--recompute_granularity) in the backward pass."""
     return layer.enable_recompute and layer.config.recompute_granularity == part and not x.stop_gradient
 

@@ -14,7 +14,7 @@ from paddle.distributed import collective, fleet
 from paddle.distributed.fleet.utils import recompute
 from paddle.distributed.fleet.utils.sequence_parallel_utils import AllGatherOp, mark_as_sequence_parallel_parameter
 
-from oarlock.decoder.attention import KeysAndValues, Pass, recomputes
+from oarlock.decoder.attention import KeysAndValues, ForwardContext, should_recompute
 from oarlock.decoder.linear import make_linear
 from oarlock.decoder.norm import RMSNorm
 from oarlock.decoder.rotary import rotate
@@ -56,7 +56,9 @@ class LatentSelfAttention(nn.Layer):
         """The last matrix of the residual branch."""
         return self.o_proj
 
-    def forward(self, x: Tensor, given: Pass, past: KeysAndValues | None = None) -> tuple[Tensor, KeysAndValues | None]:
+    def forward(
+        self, x: Tensor, context: ForwardContext, past: KeysAndValues | None = None
+    ) -> tuple[Tensor, KeysAndValues | None]:
         """[batch, tokens, hidden] -> the same shape, and keys and values if `given` asks for them.
 
         Under sequence parallelism [batch x tokens / ranks, hidden].
@@ -69,13 +71,13 @@ class LatentSelfAttention(nn.Layer):
             (query,) = project(self.q_a_layernorm(of_query), self.q_b_proj)
         state, turned = compressed.split([spec.kv_rank, spec.rope_dim], axis=-1)
         (expanded,) = project(self.kv_a_layernorm(state), self.kv_b_proj)
-        rows = [-1, given.tokens] if x.ndim == 2 else [0, 0]
+        rows = [-1, context.seq_length] if x.ndim == 2 else [0, 0]
         query = query.reshape([*rows, self.heads, spec.nope_dim + spec.rope_dim])
         expanded = expanded.reshape([*rows, self.heads, spec.nope_dim + spec.value_dim])
         turned = self._share(turned).reshape([*rows, 1, spec.rope_dim])
         plain_query, turned_query = query.split([spec.nope_dim, spec.rope_dim], axis=-1)
         plain_key, value = expanded.split([spec.nope_dim, spec.value_dim], axis=-1)
-        turned_query, turned = rotate(turned_query, turned, spec.rope, given.positions, given.length)
+        turned_query, turned = rotate(turned_query, turned, spec.rope, context.positions, context.kv_length)
         query = paddle.concat([plain_query, turned_query], axis=-1)
         # One rotated part serves all heads.
         key = paddle.concat([plain_key, turned + paddle.zeros_like(plain_key[..., :1])], axis=-1)
@@ -84,15 +86,15 @@ class LatentSelfAttention(nn.Layer):
 
         def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             dropout = spec.dropout if self.training else 0.0
-            return attend(query, key, value, mask=given.mask, scale=spec.scale, dropout=dropout)
+            return attend(query, key, value, mask=context.mask, scale=spec.scale, dropout=dropout)
 
-        if recomputes(self, "core_attn", query):
+        if should_recompute(self, "core_attn", query):
             found = recompute(run, query, key, value, use_reentrant=self.config.recompute_use_reentrant)
         else:
             found = run(query, key, value)
         width = self.heads * spec.value_dim
         (output,) = project(found.reshape([-1, width] if x.ndim == 2 else [0, 0, width]), self.o_proj)
-        return output, (key, value) if given.use_cache else None
+        return output, (key, value) if context.use_cache else None
 
     def _share(self, turned: Tensor) -> Tensor:
         """The part of the keys that all heads share: its gradient is summed over the tensor-parallel ranks."""

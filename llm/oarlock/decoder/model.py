@@ -18,9 +18,9 @@ from paddle.distributed.fleet.utils.sequence_parallel_utils import (
 )
 from paddlenlp.transformers import PretrainedConfig, PretrainedModel
 
-from oarlock.decoder.attention import KeysAndValues, Pass
+from oarlock.decoder.attention import KeysAndValues, ForwardContext
 from oarlock.decoder.block import DecoderLayer
-from oarlock.decoder.frequencies import original_length
+from oarlock.decoder.frequencies import get_original_length
 from oarlock.decoder.linear import find_runs
 from oarlock.decoder.norm import RMSNorm
 from oarlock.families.architecture import Architecture
@@ -118,7 +118,7 @@ class DecoderModel(nn.Layer):
         self._scale, self._config = model.embedding_scale, config
 
     def forward(
-        self, ids: Tensor, given: Pass, past: Sequence[KeysAndValues] | None
+        self, ids: Tensor, context: ForwardContext, past: Sequence[KeysAndValues] | None
     ) -> tuple[Tensor, list[KeysAndValues | None]]:
         """int64 [batch, tokens] -> hidden states, and each layer's keys and values."""
         x = embed(self.embed_tokens, ids, self._scale, self._config)
@@ -126,7 +126,7 @@ class DecoderModel(nn.Layer):
         earlier: list[KeysAndValues | None] = list(past) if past is not None else [None] * len(self.layers)
         del past  # each layer's old keys and values are freed as soon as they are joined
         for i, layer in enumerate(self.layers):
-            x, present = layer(x, given, earlier[i])
+            x, present = layer(x, context, earlier[i])
             earlier[i] = None
             presents.append(present)
         return self.norm(x), presents
@@ -179,8 +179,8 @@ class DecoderForCausalLM(PretrainedModel):
         if position_ids is None and past_key_values is not None:
             position_ids = paddle.arange(earlier, earlier + tokens).unsqueeze(0).expand([batch, tokens])
         mask = make_mask(attention_mask, attn_mask_startend_row_indices, flash=self.config.use_flash_attention)
-        given = Pass(position_ids, mask, earlier + tokens, tokens, use_cache)
-        hidden, presents = self.decoder(input_ids, given, past_key_values)
+        context = ForwardContext(position_ids, mask, tokens, earlier + tokens, use_cache)
+        hidden, presents = self.decoder(input_ids, context, past_key_values)
         logits = self.lm_head(hidden)
         return (logits, presents) if use_cache else logits
 
@@ -219,7 +219,7 @@ class DecoderForCausalLM(PretrainedModel):
         to be computed again, as transformers' Phi-3 does."""
         ropes = (block.attention.rope for block in self.architecture.blocks)
         found = next((rope for rope in ropes if rope is not None and rope.kind == "longrope"), None)
-        return found is not None and bool((positions[:, -1] == original_length(found)).any())
+        return found is not None and bool((positions[:, -1] == get_original_length(found)).any())
 
     def _init_weights(self, layer: nn.Layer) -> None:
         initialize(layer, self.architecture)

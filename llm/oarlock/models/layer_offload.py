@@ -45,8 +45,8 @@ def stream_logits(model: nn.Layer, read: Reader, names: set[str], ids: np.ndarra
     last.
 
     Args:
-        model: from make_empty_model(). Every parameter has to be used by the layer that owns it, as in PaddleNLP's
-            models.
+        model: from make_empty_model(). Every parameter has to be used by the layer that owns it, unless it has the
+            attribute `read_outside`; such a parameter stays in memory.
         read: returns a whole tensor by its name, and may read it straight into the array.
         names: of tensors that can be read. Other buffers keep the value their layer computed.
 
@@ -62,7 +62,8 @@ def stream_logits(model: nn.Layer, read: Reader, names: set[str], ids: np.ndarra
             target.put(0, len(values) if values.ndim else 1, values)
 
     for parameter in parameter_shards(model):
-        if not isinstance(parameter.tensor, EagerParamBase) and parameter.name in names:
+        stays = not isinstance(parameter.tensor, EagerParamBase) or hasattr(parameter.tensor, "read_outside")
+        if stays and parameter.name in names:
             fill(parameter.tensor)
     hooks = [hook for layer in model.sublayers(include_self=True) for hook in _add_hooks(layer, fill)]
     try:
@@ -78,7 +79,8 @@ def stream_logits(model: nn.Layer, read: Reader, names: set[str], ids: np.ndarra
 
 
 def _add_hooks(layer: nn.Layer, fill: Callable[[paddle.Tensor], None]) -> Iterator[Any]:
-    own = [parameter for parameter in layer._parameters.values() if parameter is not None]
+    parameters = layer._parameters.values()
+    own = [each for each in parameters if each is not None and not hasattr(each, "read_outside")]
     if not own:
         return
 

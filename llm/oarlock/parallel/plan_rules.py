@@ -87,6 +87,12 @@ def option_problems(config: RunConfig, plan: ParallelPlan) -> Iterator[str]:
             f"--amp_master_grad with --sharding stage{plan.stage} needs data 1, and these degrees make it {plan.data}; "
             f"nearest: --sharding_parallel_degree {plan.replicas}, or --sharding stage1"
         )
+    # The ranks skip a step with an infinite gradient; Paddle's GradScaler does not tell data-parallel ranks.
+    if plan.expert > 1 and config.precision.fp16:
+        yield (
+            f"--expert_parallel_degree {plan.expert} can't be combined with --fp16, whose skipped steps would differ "
+            "among the ranks; nearest: --bf16"
+        )
     # These fuse gradients, or states, of parameters that all ranks are supposed to have.
     fusing = [*config.parallel.sharding_parallel_config.split(), *config.parallel.pipeline_parallel_config.split()]
     fusing = [word for word in fusing if word.endswith(("overlap", "fusion")) or word == "split_param"]

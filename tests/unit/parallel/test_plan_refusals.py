@@ -73,6 +73,12 @@ def find_misfit(plan: ParallelPlan, seq_length: int = 2048, **sizes) -> str:
             "ranks only; nearest: --sharding stage1",
         ),
         (
+            2,
+            "--expert_parallel_degree 2 --fp16",
+            "--expert_parallel_degree 2 can't be combined with --fp16, whose skipped steps would differ among the "
+            "ranks; nearest: --bf16",
+        ),
+        (
             4,
             "--expert_parallel_degree 2 --sharding stage1 --sharding_parallel_config enable_stage1_overlap",
             "--expert_parallel_degree 2 can't be combined with enable_stage1_overlap. Drop one of the two",

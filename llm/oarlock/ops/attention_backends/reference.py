@@ -67,7 +67,7 @@ def attend_in_blocks(
     """Compute the same as reference_attention, in memory that does not grow with the square of a row.
 
     Args:
-        blocks: of all rows, in order (oarlock.ops.attention_backends.masks.make_blocks).
+        blocks: of all rows, in order (oarlock.ops.attention_backends.masks.make_query_blocks).
     """
     outputs = [
         reference_attention(
