@@ -1,7 +1,7 @@
 """Adapters for models of PaddleNLP whose forward differs from our decoder's (paddlenlp 3.0.0b4).
 
-Our decoder accepts ids [batch, tokens] that are read from left to right, a mask [batch, keys] (1 for text; keys include those
-of earlier calls) and positions [batch, tokens]. All but the ids are optional. These models differ:
+Our decoder accepts ids [batch, tokens] that are read from left to right, a mask [batch, keys] (1 for text; keys include
+those of earlier calls) and positions [batch, tokens]. All but the ids are optional. These models differ:
 
 - GLM tests its mask with `attention_mask.dim == 1`, without calling the method, so it only understands a complete mask
   [batch, 1, queries, keys]. With its default of zeros every token attends to every other. Its positions are pairs.
