@@ -128,7 +128,7 @@ class FinetuneConfig(RunConfig):
         if len(method.chosen) > 1:
             yield f"{' and '.join(f'--{name}' for name in method.chosen)} can't be combined: choose one method"
         why = {
-            "prefix_tuning": "the stages of PaddleNLP's pipelines don't accept keys and values from outside",
+            "prefix_tuning": "pipeline stages don't accept keys and values from outside",
             "p_tuning": "only the first stage would have anything to train",
         }
         for name, reason in why.items():
