@@ -97,7 +97,7 @@ class Family:
         kv_axes: order of "batch", "token" and "head" in the keys and values a layer accepts (the size of a head is
             last). Empty where prefix tuning can't pass any.
         positions_follow_prefix: text positions continue after a trained prefix; elsewhere they start at 0.
-        why_not: attribute -> the reason, where a reader may expect what is missing.
+        why_not: attribute -> the reason why the family lacks it.
         published_as: another name in published files.
         gated_mlp: the feed-forward has a third, gating matrix.
         free_head_dim: the size of a head is a field of its own, not hidden size / heads.

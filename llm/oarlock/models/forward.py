@@ -28,7 +28,7 @@ from paddlenlp.generation.utils import GenerationMixin
 from paddlenlp.transformers.chatglm_v2.modeling_pp import EmbeddingPipe
 from paddlenlp.transformers.opt.modeling import MultiHeadAttention
 
-from oarlock.compat.model_forward import NamedArguments, named_arguments, set_forward
+from oarlock.compat.model_forward import NamedArguments, bind_arguments, set_forward
 from oarlock.families.family import Forward
 from oarlock.families.registry import FAMILIES
 
@@ -45,7 +45,7 @@ def adapt_inputs(model: nn.Layer) -> None:
         return
     complete = _COMPLETERS[family.forward]
     plain = model.forward
-    name, past = named_arguments(plain)
+    name, past = bind_arguments(plain)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         named = name(*args, **kwargs)
