@@ -12,7 +12,7 @@ from oarlock.cli.flags import Command, CommandGroup, config_flag, flag, position
 from oarlock.config.finetune import FinetuneDataSection
 from oarlock.config.options import at_least
 from oarlock.environment.console import get_logger
-from oarlock.environment.cpu import available_cores
+from oarlock.environment.cpu import count_available_cores
 from oarlock.environment.paddle_import import import_paddle
 
 logger = get_logger(__name__)
@@ -31,7 +31,7 @@ class PretrainDataOptions:
     """Tokenizer folder or hub name."""
     output_prefix: str = flag(metavar="P")
     """Writes P.bin, P.idx and P.json."""
-    workers: int = flag(available_cores())
+    workers: int = flag(count_available_cores())
     """Processes. By default one for each core."""
     text_key: str = flag("text", metavar="KEY")
     """JSON field or column with the text."""

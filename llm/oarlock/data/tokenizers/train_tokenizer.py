@@ -19,9 +19,9 @@ from oarlock.data.tokenizers.byte_level_bpe import NUM_BYTES, train_byte_level_b
 from oarlock.data.tokenizers.library_errors import convert_errors
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.data.tokenizers.vocabulary_files import QWEN2_WORDS, make_word_splitter
-from oarlock.environment.console import get_logger, progress_bar
+from oarlock.environment.console import get_logger, make_progress_bar
 from oarlock.errors import ConfigError, DataError
-from oarlock.files import new_folder, require_empty
+from oarlock.files import create_folder, require_empty
 
 logger = get_logger(__name__)
 
@@ -158,7 +158,7 @@ def train_tokenizer(options: TokenizerOptions) -> TokenizerReport:
             f"tokens of pairs that occur {options.min_frequency} times. Give more text, or --vocab-size "
             f"{report.tokens}, or a smaller --min-frequency"
         )
-    with new_folder(options.output.resolve()) as folder:
+    with create_folder(options.output.resolve()) as folder:
         write_tokenizer_folder(folder, trained.to_str(pretty=False), special[0], None, special[1:])
         if options.chat:
             save_templates(folder, {DEFAULT: BUILT_IN["chatml"]})
@@ -178,7 +178,7 @@ def _read_for_training(options: TokenizerOptions, report: TokenizerReport) -> It
     least, most = _PIECE_LENGTH
     length = min(max(text_bytes // _PIECES, least), most)
     measured_bytes, number, batch, words = 0, 0, list[str](), _WordSample()
-    with progress_bar(total, "read and count words", "B", unit_scale=True) as bar:
+    with make_progress_bar(total, "read and count words", "B", unit_scale=True) as bar:
         for name, source in sources.values():
             own = report.inputs.setdefault(name, MeasuredText())
             for text, consumed in _read_texts(source, options, report):
