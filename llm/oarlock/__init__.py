@@ -19,6 +19,7 @@ _INTERFACE = {
     **dict.fromkeys(
         ("ask", "check_export", "convert_model", "export_model", "merge_adapters", "new_model"), "oarlock.api.models"
     ),
+    "train_tokenizer": "oarlock.api.data",
     "Chat": "oarlock.serve.chat",
     "Engine": "oarlock.serve.engine.engine",
     "EngineConfig": "oarlock.serve.config",

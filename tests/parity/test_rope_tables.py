@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from oarlock.decoder.frequencies import compute_frequencies
-from oarlock.decoder.rotary import rotary_tables
+from oarlock.decoder.rotary import make_rotary_tables
 from oarlock.families.rope import SCALED_ROTARY, read_rope
 from oarlock.model_config.load import make_config
 
@@ -64,4 +64,4 @@ def test_frequencies_factor_and_table(theirs, name):
         ours, our_factor = compute_frequencies(rope, length)
         np.testing.assert_allclose(ours, np.asarray(inverse, np.float32), rtol=4e-7)
         assert our_factor == pytest.approx(factor, abs=1e-12)
-        np.testing.assert_allclose(rotary_tables(rope, length)[0][-1].numpy(), cos, atol=2e-5)
+        np.testing.assert_allclose(make_rotary_tables(rope, length)[0][-1].numpy(), cos, atol=2e-5)

@@ -65,7 +65,7 @@ def one_rank(words: list[str], disturbance: str) -> int:
     from oarlock.config.pretrain import PretrainConfig
     from oarlock.cpu_ranks import process_group
     from oarlock.environment.ranks import rank
-    from oarlock.train import pretrain as pretraining
+    from oarlock.train import pretrain_data as pretraining
     from oarlock.train.checkpoint import pending_save
     from oarlock.train.pretrain import pretrain
     from oarlock.train.trainer import OarlockTrainer

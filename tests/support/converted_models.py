@@ -94,7 +94,7 @@ THEIRS: dict[str, dict[str, Any]] = {
     },
     "llama 3": {"make": {"model_type": "llama", **_SIZES, "rope_parameters": {"rope_theta": 5e5, "rope_type": "llama3", **LLAMA3}}},
     "qwen2": {"make": {"model_type": "qwen2", **_SIZES, "tie_word_embeddings": True, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}},
-    "mistral longrope": {"make": {"model_type": "mistral", **_SIZES, "sliding_window": None, "rope_parameters": {"rope_theta": 1e4, **LONGROPE}}},
+    "phi3 longrope": {"make": {"model_type": "phi3", **_SIZES, "original_max_position_embeddings": 8, "rope_parameters": {"rope_theta": 1e4, **LONGROPE}}},
     "gemma": {"make": {"model_type": "gemma", **_SIZES, "head_dim": 16}},
     "opt": {"make": {"model_type": "opt", **_OPT}},
     "opt untied": {"make": {"model_type": "opt", **_OPT, "tie_word_embeddings": False}},

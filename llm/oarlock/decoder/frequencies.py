@@ -35,7 +35,7 @@ def compute_frequencies(rope: Rope, length: int) -> tuple[np.ndarray, float]:
     Returns:
         float32 [dim / 2], and the factor, which is 1 except for yarn and longrope.
     """
-    scaling, base, original = rope.scaling, rope.theta, original_length(rope)
+    scaling, base, original = rope.scaling, rope.theta, get_original_length(rope)
     if rope.kind == "ntk" or (rope.kind == "dynamic" and length > original):
         factor = scaling["factor"]
         if rope.kind == "dynamic":
@@ -57,7 +57,7 @@ def compute_frequencies(rope: Rope, length: int) -> tuple[np.ndarray, float]:
     return inverse, 1.0
 
 
-def original_length(rope: Rope) -> int:
+def get_original_length(rope: Rope) -> int:
     """Tokens of the longest texts that the model computes as before the scaling."""
     return rope.scaling.get(LENGTH, rope.max_positions)
 
@@ -85,7 +85,7 @@ def _scale_yarn(rope: Rope, powers: np.ndarray) -> tuple[np.ndarray, float]:
 
     DeepSeek divides two attention factors (mscale, mscale_all_dim). gpt-oss does not round the ramp's ends (truncate).
     """
-    scaling, original = rope.scaling, original_length(rope)
+    scaling, original = rope.scaling, get_original_length(rope)
     factor = scaling["factor"]
 
     def find_component(rotations: float) -> float:

@@ -9,7 +9,7 @@ import paddle
 from paddle.incubate.nn.functional import fused_rotary_position_embedding
 from paddle.nn import functional
 
-from oarlock.decoder.frequencies import compute_frequencies, original_length
+from oarlock.decoder.frequencies import compute_frequencies, get_original_length
 from oarlock.families.architecture import Rope
 from oarlock.ops.patch import can_fuse
 from oarlock.ops.rotary import fused_rotary
@@ -59,7 +59,7 @@ def rotate(query: Tensor, key: Tensor, rope: Rope, positions: Tensor | None, len
     return _turn(query, cos, sin), _turn(key, cos, sin)
 
 
-def rotary_tables(rope: Rope, length: int) -> tuple[Tensor, Tensor]:
+def make_rotary_tables(rope: Rope, length: int) -> tuple[Tensor, Tensor]:
     """Return cos and sin of the positions 0 to length - 1, float32 [length, dim], both halves alike.
 
     All layers share one table.
@@ -121,7 +121,7 @@ def _join_tables(rope: Rope, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 def _is_long(rope: Rope, length: int) -> bool:
     """Whether the frequencies are others than those of short texts."""
-    return rope.kind in ("dynamic", "longrope") and length > original_length(rope)
+    return rope.kind in ("dynamic", "longrope") and length > get_original_length(rope)
 
 
 def _compute_cos_and_sin(rope: Rope, positions: Tensor, inverse: Tensor, factor: float) -> tuple[Tensor, Tensor]:
@@ -141,7 +141,7 @@ def _rotate_in_graph(query: Tensor, key: Tensor, rope: Rope, positions: Tensor |
     """Angles are computed in the graph: its file has no tables, and the length of texts no limit."""
     if positions is None:
         positions = paddle.arange(paddle.shape(query)[1], dtype="int64").unsqueeze(0)
-    length, original = positions.max() + 1, original_length(rope)
+    length, original = positions.max() + 1, get_original_length(rope)
     before, factor = compute_frequencies(rope, original)
     inverse = paddle.assign(before)
     if rope.kind == "longrope":  # decided row by row

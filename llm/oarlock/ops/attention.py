@@ -16,7 +16,7 @@ import paddle
 from oarlock.environment.console import log_once
 from oarlock.ops.attention_backends.flash import find_flash_limits, flash_attention, is_on_gpu
 from oarlock.ops.attention_backends.fused import fused_attention
-from oarlock.ops.attention_backends.masks import make_blocks, make_dense_mask, make_row_indices, make_window_mask
+from oarlock.ops.attention_backends.masks import make_dense_mask, make_query_blocks, make_row_indices, make_window_mask
 from oarlock.ops.attention_backends.reference import attend_in_blocks, reference_attention
 from oarlock.ops.patch import can_fuse
 from oarlock.typing import Tensor
@@ -152,7 +152,7 @@ def attend(
             return flash_attention(query, key, value, rows, scale)
         log_once(f"attention with {unsupported} uses Paddle's ops in place of flash attention")
     if is_dynamic and mask.seen is None and num_queries == num_keys and query.place.is_cpu_place():
-        blocks = mask.reuse(("blocks", num_keys, window), lambda: make_blocks(batch, num_keys, mask.ends, window))
+        blocks = mask.reuse(("blocks", num_keys, window), lambda: make_query_blocks(batch, num_keys, mask.ends, window))
         if blocks:
             return attend_in_blocks(query, key, value, blocks, scale, soft_cap, sinks, dropout)
     dense = mask.reuse(("dense", num_queries, num_keys, window), make_dense)

@@ -14,7 +14,7 @@ import paddle
 from paddlenlp.peft.lora.lora_layers import LoRALinear
 
 from oarlock.ops import library
-from oarlock.ops.patch import can_fuse, is_as_made
+from oarlock.ops.patch import can_fuse, is_unmodified
 from oarlock.typing import Tensor
 
 
@@ -89,8 +89,8 @@ def try_lora_mlp(x: Tensor, gate: Any, up: Any, down: Any) -> Tensor | None:
 
 def _adds_lora(layer: Any, x: Tensor) -> bool:
     """Whether a layer is plain LoRA with a frozen weight, and has no hooks. Variants (MoRA, dropout) are not."""
-    # is_as_made comes first: QLoRA's layers have their own forward and no weight.
-    if type(layer) is not LoRALinear or not is_as_made(layer) or not layer.weight.stop_gradient:
+    # is_unmodified comes first: QLoRA's layers have their own forward and no weight.
+    if type(layer) is not LoRALinear or not is_unmodified(layer) or not layer.weight.stop_gradient:
         return False
     other = layer.use_mora or layer.lora_use_mixer or layer.pissa or layer.disable_lora or layer.merged
     if other or layer.use_quick_lora or isinstance(layer.lora_dropout, paddle.nn.Dropout):

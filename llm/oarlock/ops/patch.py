@@ -12,7 +12,7 @@ from oarlock.environment.console import log_once
 Function = Callable[..., Any]
 
 
-def is_as_made(layer: Any) -> bool:
+def is_unmodified(layer: Any) -> bool:
     """Whether a layer has its class's forward and no hooks.
 
     Sharding stage 3 gathers weights in hooks, and QLoRA replaces the forward of single layers.

@@ -13,7 +13,7 @@ from paddlenlp.transformers.qwen2.modeling import Qwen2RotaryEmbedding
 
 from oarlock.decoder import rotary
 from oarlock.decoder.frequencies import compute_frequencies
-from oarlock.decoder.rotary import rotary_tables, rotate
+from oarlock.decoder.rotary import make_rotary_tables, rotate
 from oarlock.families.architecture import Rope
 from oarlock.ops import library, patch
 
@@ -125,7 +125,7 @@ def test_tables_have_the_bits_of_paddlenlps(theta, dim):
         rope = Rope(theta, dim, 64 if kind == "dynamic" else 256, kind, dict(scaling))
         for length in (60, 200):
             wanted = theirs(paddle.zeros([1]), seq_len=length)
-            for ours, table in zip(rotary_tables(rope, length), wanted, strict=True):
+            for ours, table in zip(make_rotary_tables(rope, length), wanted, strict=True):
                 assert np.array_equal(ours.numpy(), table[0, :, 0].numpy()), (kind, length)
 
 
@@ -137,7 +137,7 @@ def test_layers_share_a_table_that_doubles_and_old_ones_go():
     assert len(grown[0]) == 512 and np.array_equal(grown[1][:256].numpy(), first[1].numpy())
     assert len(rotary._find_table(rope, 1500)[0]) == 2048 and len(rotary._find_table(rope, 3000)[0]) == 4096
     assert len(rotary._tables) == 1 and rotary._tables[0].cos.stop_gradient
-    assert rotary_tables(rope, 7)[0].shape == [7, 8]
+    assert make_rotary_tables(rope, 7)[0].shape == [7, 8]
     for theta in range(2, 40):
         rotary._find_table(Rope(theta, 8, 64), 5)
     assert len(rotary._tables) == 8 and all(len(table.cos) == 64 for table in rotary._tables)
@@ -146,9 +146,9 @@ def test_layers_share_a_table_that_doubles_and_old_ones_go():
 def test_tables_that_depend_on_the_length():
     for kind in ("dynamic", "longrope"):
         rope = Rope(1e4, 8, 16, kind, KINDS[kind])
-        short, long, longer = (rotary_tables(rope, length)[0][5].numpy() for length in (10, 20, 30))
+        short, long, longer = (make_rotary_tables(rope, length)[0][5].numpy() for length in (10, 20, 30))
         assert not np.array_equal(short, long) and np.array_equal(long, longer) == (kind == "longrope")
-        assert np.array_equal(rotary_tables(rope, 10)[0][5].numpy(), short)
+        assert np.array_equal(make_rotary_tables(rope, 10)[0][5].numpy(), short)
     assert len(rotary._tables) == 4  # both kinds: one for short texts, one for long ones
 
 
@@ -259,9 +259,9 @@ def test_types_stay_and_autocast_leaves_angles_alone(fused):
         np.testing.assert_allclose(found.numpy(), exact.numpy(), atol=1e-6)
     rotary._tables = ()
     with paddle.amp.auto_cast(level="O2", dtype="bfloat16"):
-        cos, _ = rotary_tables(ROPES[0], 300)
+        cos, _ = make_rotary_tables(ROPES[0], 300)
     rotary._tables = ()
-    assert cos.dtype == paddle.float32 and np.array_equal(cos.numpy(), rotary_tables(ROPES[0], 300)[0].numpy())
+    assert cos.dtype == paddle.float32 and np.array_equal(cos.numpy(), make_rotary_tables(ROPES[0], 300)[0].numpy())
 
 
 def test_a_position_outside_the_tables_is_refused(fused):

@@ -103,10 +103,10 @@ def test_blocks_of_packed_rows_and_windows_are_small():
     """No block holds more scores than a row of 128 queries with what they see."""
     ends = np.concatenate([make_ends(np.random.default_rng(1), "packed", 2, 2000), np.full((1, 2000), 2000, np.int32)])
     for window in (None, 64, 300):
-        blocks = masks.make_blocks(2, 2000, paddle.to_tensor(ends[:2]), window)
+        blocks = masks.make_query_blocks(2, 2000, paddle.to_tensor(ends[:2]), window)
         assert sum(block.stop - block.start for block in blocks) == 4000
         assert max(block.stop - block.first_key for block in blocks) <= 700
-    in_windows = masks.make_blocks(1, 2000, None, 300)
+    in_windows = masks.make_query_blocks(1, 2000, None, 300)
     assert max(block.seen.shape[-1] for block in in_windows) == 599
 
 

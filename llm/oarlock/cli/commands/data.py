@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
+from oarlock.api.data import train_tokenizer
 from oarlock.cli.flags import Command, CommandGroup, config_flag, flag, positional
 from oarlock.config.finetune import FinetuneDataSection
 from oarlock.config.options import at_least
 from oarlock.environment.console import get_logger
-from oarlock.environment.cpu import available_cores
+from oarlock.environment.cpu import count_available_cores
 from oarlock.environment.paddle_import import import_paddle
 
 logger = get_logger(__name__)
@@ -29,7 +31,7 @@ class PretrainDataOptions:
     """Tokenizer folder or hub name."""
     output_prefix: str = flag(metavar="P")
     """Writes P.bin, P.idx and P.json."""
-    workers: int = flag(available_cores())
+    workers: int = flag(count_available_cores())
     """Processes. By default one for each core."""
     text_key: str = flag("text", metavar="KEY")
     """JSON field or column with the text."""
@@ -58,6 +60,59 @@ def _pretrain(options: PretrainDataOptions) -> int:
         parse_special_tokens=options.parse_special_tokens,
     )
     for line in build_corpus(build).describe(options.output_prefix):
+        logger.info(line)
+    return 0
+
+
+# tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerDataOptions:
+    """Options of `oarlock data tokenizer`."""
+
+    input: tuple[str, ...] = flag(metavar="PATH", several=True)
+    """txt, jsonl, json, csv, tsv or parquet files (also .gz, .zst), or folders of them."""
+    vocab_size: int = flag(metavar="N")
+    """Tokens of the tokenizer, the 256 bytes and the special tokens included."""
+    output: Path = flag(metavar="DIR")
+    """Folder to write. It must not exist yet."""
+    special_tokens: tuple[str, ...] = flag(("<|endoftext|>",), metavar="TOKEN", several=True)
+    """Special tokens. The first one ends texts. Default: <|endoftext|>"""
+    chat: bool = flag(True)
+    """Leave out <|im_start|>, <|im_end|> and the chat template (ChatML)."""
+    digits: str = flag("one", choices=("one", "three", "any"))
+    """Digits that a token may hold: one (as Qwen), up to three (as Llama 3), or any number."""
+    min_frequency: int = flag(2, at_least(1))
+    """Pairs of tokens that occur less often are not merged."""
+    max_megabytes: float = flag(500.0, at_least(0.001), metavar="MB")
+    """Text to train on. Of more text, evenly spaced pieces are taken."""
+    max_memory: float = flag(8.0, at_least(0.001), metavar="GB")
+    """Memory that training may take. Text with too many different words for it is refused."""
+    text_key: str = flag("text", metavar="KEY")
+    """JSON field or column with the text."""
+    txt_document: str = flag("file", choices=("file", "line"))
+    """What counts as one document of a .txt file."""
+    skip_bad: bool = flag(False)
+    """Count malformed lines and continue instead of stopping at the first."""
+
+
+def _tokenizer(options: TokenizerDataOptions) -> int:
+    report = train_tokenizer(
+        options.input,
+        options.vocab_size,
+        options.output,
+        special_tokens=options.special_tokens,
+        chat=options.chat,
+        digits=cast(Any, options.digits),
+        min_frequency=options.min_frequency,
+        max_megabytes=options.max_megabytes,
+        max_memory=options.max_memory,
+        text_key=options.text_key,
+        txt_document=cast(Any, options.txt_document),
+        skip_bad=options.skip_bad,
+    )
+    for line in report.describe(options.output):
         logger.info(line)
     return 0
 
@@ -160,6 +215,7 @@ COMMAND = CommandGroup(
     "Make and inspect training data.",
     (
         Command("pretrain", "Tokenize text into a .bin/.idx corpus for pretraining.", PretrainDataOptions, _pretrain),
+        Command("tokenizer", "Train a tokenizer on your own text.", TokenizerDataOptions, _tokenizer),
         Command("show", "Decode examples and show which tokens are trained on.", ShowOptions, _show),
         Command(
             "check",

@@ -25,10 +25,10 @@ from oarlock.formats.json_file import TOKENIZER_BYTES, read_json
 
 _SPACE = "▁"
 # The word patterns of Qwen2 and of tiktoken's cl100k, which Llama 3 uses.
-_QWEN2_WORDS = (
+QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_TIKTOKEN_WORDS = _QWEN2_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+_TIKTOKEN_WORDS = QWEN2_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 # Special tokens for a tekken.json that lists none (before version 7 of the format), in order of their ids.
 _TEKKEN_SPECIAL = (
     *("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]"),
@@ -54,7 +54,7 @@ def make_byte_level_tokenizer(vocabulary: Path, merges: Path, kind: str, add_pre
         found = Tokenizer(BPE(pieces, pairs, continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False))
     if kind == "Qwen2Tokenizer":
         found.normalizer = normalizers.NFC()
-        found.pre_tokenizer = _make_word_splitter(_QWEN2_WORDS, add_prefix_space)
+        found.pre_tokenizer = make_word_splitter(QWEN2_WORDS, add_prefix_space)
     else:
         found.normalizer = normalizers.NFC() if kind == "GPTNeoXTokenizer" else None
         found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
@@ -62,7 +62,8 @@ def make_byte_level_tokenizer(vocabulary: Path, merges: Path, kind: str, add_pre
     return found
 
 
-def _make_word_splitter(pattern: str, add_prefix_space: bool = False) -> Any:
+def make_word_splitter(pattern: str, add_prefix_space: bool = False) -> Any:
+    """Make the pre-tokenizer that splits text into the matches of a pattern, and these into bytes."""
     cut = pre_tokenizers.Split(Regex(pattern), behavior="isolated", invert=False)
     return pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=False)])
 
@@ -286,7 +287,7 @@ def _make_from_ranks(ranks: list[bytes], before: list[str], pattern: str, place:
     vocabulary = {token: rank + len(before) for token, rank in order.items()}
     vocabulary |= {token: id_ for id_, token in enumerate(before)}
     found = Tokenizer(BPE(vocabulary, merges, fuse_unk=False, ignore_merges=True))
-    found.pre_tokenizer = _make_word_splitter(pattern)
+    found.pre_tokenizer = make_word_splitter(pattern)
     found.decoder = decoders.ByteLevel()
     found.post_processor = processors.ByteLevel(trim_offsets=False)
     return found

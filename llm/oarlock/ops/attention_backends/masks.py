@@ -68,7 +68,7 @@ def make_row_indices(batch: int, num_keys: int, ends: Tensor | None, window: int
     return None if rows is None else rows.reshape([batch, 1, num_keys, 1])
 
 
-def make_blocks(batch: int, num_keys: int, ends: Tensor | None, window: int | None) -> list[Block]:
+def make_query_blocks(batch: int, num_keys: int, ends: Tensor | None, window: int | None) -> list[Block]:
     """Split rows with as many queries as keys into blocks, whose scores need less memory than those of full rows.
 
     Returns:

@@ -11,7 +11,7 @@ import paddle
 
 from oarlock.decoder.block import DecoderLayer
 from oarlock.decoder.norm import RMSNorm
-from oarlock.decoder.rotary import rotary_tables
+from oarlock.decoder.rotary import make_rotary_tables
 from oarlock.errors import EnvironmentProblem
 from oarlock.families.architecture import MLP, Architecture, Attention, DecoderBlock, MoE, Rope
 from oarlock.ops import library
@@ -28,8 +28,6 @@ from oarlock.ops.decoder import (
 )
 from oarlock.serve.engine.decoder import Feed, LoraWeights
 from oarlock.serve.engine.step_tensor import StepTensor
-
-_ACTIVATIONS = {"swish": "silu", "gelu_new": "gelu_pytorch_tanh"}  # other words for the same
 
 
 def explain_not_fused(model: Any, adapters: Collection[str] = ()) -> str:
@@ -57,7 +55,7 @@ def _explain_blocks(model: Architecture) -> str:
         return "its attention is latent"
     ropes = _list_ropes(model)
     reasons = {
-        f"the model's activation is {first.mlp.activation}": _find_activation(first.mlp) not in ACTIVATIONS,
+        f"the model's activation is {first.mlp.activation}": first.mlp.activation not in ACTIVATIONS,
         "no layer has rotary positions": not ropes,
         "its layers differ": any(_ignore_places(block) != _ignore_places(first) for block in model.blocks),
         "its rotary positions depend on the length": any(rope.kind in ("dynamic", "longrope") for rope in ropes),
@@ -81,10 +79,6 @@ def _ignore_places(block: DecoderBlock) -> DecoderBlock:
     """The block without what may differ from layer to layer."""
     assert isinstance(block.attention, Attention)
     return replace(block, attention=replace(block.attention, rope=None, window=None))
-
-
-def _find_activation(mlp: MLP) -> str:
-    return _ACTIVATIONS.get(mlp.activation, mlp.activation)
 
 
 @paddle.no_grad()
@@ -146,7 +140,7 @@ class FusedDecoder:
             head_dim=attention.head_dim,
             vocabulary=architecture.vocab,
             epsilon=architecture.norm_epsilon,
-            activation=_find_activation(mlp),
+            activation=mlp.activation,
             norms=(
                 bool(norms.before_attention),
                 bool(norms.after_attention),
@@ -174,7 +168,7 @@ class FusedDecoder:
             base.embed_tokens.weight.reshape([-1]).clone(),
             paddle.to_tensor(_read_norm(base.norm)),
             paddle.to_tensor(pack_panels(head.T if model.lm_head.transposed else head).ravel()),
-            *(table.reshape([-1]).clone() for rope in ropes for table in rotary_tables(rope, positions)),
+            *(table.reshape([-1]).clone() for rope in ropes for table in make_rotary_tables(rope, positions)),
         ]
         packed = [self._pack_adapter(name, weights, architecture.prefix) for name, weights in adapters.items()]
         if not packed:  # the operator wants one
