@@ -28,10 +28,10 @@ def make_parser(doc: str | None) -> argparse.ArgumentParser:
 
 def import_paddlenlp() -> None:
     """Import Paddle with all cores, and PaddleNLP without its log."""
-    from oarlock.environment.cpu import available_cores
+    from oarlock.environment.cpu import count_available_cores
     from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 
-    import_paddle(available_cores())
+    import_paddle(count_available_cores())
     set_paddlenlp_log_level("error")
 
 
@@ -40,15 +40,20 @@ def import_paddlenlp() -> None:
 
 def machine() -> dict[str, Any]:
     """CPU, cores and versions, for the head of every result."""
-    from oarlock.environment.cpu import available_cores
-    from oarlock.versions import package_versions
+    from oarlock.environment.cpu import count_available_cores
+    from oarlock.versions import read_package_versions
 
     model = "unknown CPU"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             model = line.split(":", 1)[1].strip()
             break
-    return {"cpu": model, "cores": available_cores(), "system": platform.platform(), "versions": package_versions()}
+    return {
+        "cpu": model,
+        "cores": count_available_cores(),
+        "system": platform.platform(),
+        "versions": read_package_versions(),
+    }
 
 
 def report(name: str, rows: list[dict[str, Any]], **more: Any) -> None:

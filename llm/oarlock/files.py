@@ -47,7 +47,7 @@ def locked(path: str | Path) -> Iterator[None]:
         yield
 
 
-def file_sha256(path: str | Path) -> str:
+def compute_sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file's content in hex, as `sha256sum` prints it."""
     with open(path, "rb") as file:
         return stream_sha256(file)
@@ -69,8 +69,8 @@ class _Note:
     sha256: str
 
 
-def file_sha256_noted(path: str | Path, notes: str | Path) -> str:
-    """Return file_sha256, computed again only if the file changed since the last call.
+def compute_sha256_cached(path: str | Path, notes: str | Path) -> str:
+    """Return compute_sha256, computed again only if the file changed since the last call.
 
     A file changed within the last two seconds is not cached, since its times might not show the next change.
 
@@ -85,7 +85,7 @@ def file_sha256_noted(path: str | Path, notes: str | Path) -> str:
         noted = read_json(note, _Note)
         if noted.seen == seen:
             return noted.sha256
-    digest = file_sha256(path)
+    digest = compute_sha256(path)
     if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) > 2_000_000_000:
         note.parent.mkdir(parents=True, exist_ok=True)
         write_json(note, {"path": str(path), "seen": seen, "sha256": digest})
@@ -129,7 +129,7 @@ def require_empty(folder: Path, error: type[OarlockError] = ModelError) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(output: Path, most: int = ANYONE) -> Iterator[Path]:
+def create_folder(output: Path, most: int = ANYONE) -> Iterator[Path]:
     """Yield a private temporary folder that is renamed to `output` at the end, replacing an older one.
 
     After an error nothing of it is left, and the older folder is unchanged.

@@ -13,7 +13,7 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def package_versions() -> dict[str, str]:
+def read_package_versions() -> dict[str, str]:
     """Return name -> version of the installed packages, Oarlock and Python first."""
     versions = {"oarlock": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
@@ -24,9 +24,9 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def version_text() -> str:
+def format_versions() -> str:
     """Return the text that `oarlock --version` prints."""
-    versions = package_versions()
+    versions = read_package_versions()
     lines = [f"{name} {version}" for name, version in versions.items()]
     if "paddlepaddle" not in versions and "paddlepaddle-gpu" not in versions:
         lines.append("paddlepaddle: not installed")

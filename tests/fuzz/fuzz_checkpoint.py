@@ -22,7 +22,7 @@ from oarlock.data.examples.example_cache import ExampleWriter, StoredExamples
 from oarlock.data.examples.labels import Encoded, EvalPrompt
 from oarlock.data.records.counts import Counts
 from oarlock.errors import OarlockError
-from oarlock.formats.sealed import SEAL, sealed_text
+from oarlock.formats.sealed import SEAL, seal_text
 from oarlock.train.checkpoint.manifest import MANIFEST, TRAINER_STATE, verify
 from oarlock.train.output.lock_holder import Holder
 from oarlock.train.reporters.row_file import read_rows
@@ -80,7 +80,7 @@ def target(data: bytes, folder: Path) -> None:
         content = json.loads(manifest.read_text())
         content["files"][_NAMES[kind]] = {"bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
         del content[SEAL]
-        with _replaced((checkpoint / _NAMES[kind], body), (manifest, sealed_text(content).encode())):
+        with _replaced((checkpoint / _NAMES[kind], body), (manifest, seal_text(content).encode())):
             verify(checkpoint)
             with ShardedStore.open(checkpoint) as pieces:
                 for name in pieces.names():

@@ -11,11 +11,13 @@ from safetensors.numpy import save_file
 
 from families import FAMILIES as TINY
 from families import family_config
+from helpers import logits_of
 from oarlock.config import FinetuneConfig
 from oarlock.errors import ConfigError, ModelError
 from oarlock.families.registry import FAMILIES
 from oarlock.model_config.load import find_model_class
 from oarlock.models.build import ModelSource, build_model, check_lengths, find_model
+from oarlock.models.layer_offload import make_empty_model, stream_logits
 from oarlock.peft.p_tuning import PTuning
 from oarlock.peft.prefix_tuning import Prefix
 from oarlock.train.finetune import finetune
@@ -104,6 +106,16 @@ def test_generation(name):
     check_generation(with_method(name))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_are_in_memory_one_at_a_time(name):
+    model = with_method(name)
+    held = {shard.name: shard.tensor.numpy() for shard in parameter_shards(model)}
+    empty = make_empty_model(find_model_class(model.config), model.config)
+    found = stream_logits(empty, lambda name, into: held[name], set(held), np.array(TEXT))
+    np.testing.assert_allclose(found, logits_of(model, TEXT), rtol=0, atol=1e-6)
+    assert not any(parameter._is_initialized() for parameter in empty.parameters())
+
+
 def test_chatglm_attends_to_its_prompt_bidirectionally():
     model = with_method("chatglm")
     plain = compute_logits(model, TWO_PART).numpy()
@@ -149,7 +161,7 @@ def find(folder, content, *words: str, start=False):
 
 def test_an_unsupported_family_is_refused(tmp_path):
     content = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]}
-    with pytest.raises(ModelError, match="gemma3 models can't be run here: .* a model for images and text"):
+    with pytest.raises(ModelError, match=r"gemma3 models can't be run here: .* a model for images and text"):
         find(tmp_path, content)
 
 

@@ -104,7 +104,13 @@ class Peers:
         ]
         self.data.write_text("\n".join(map(json.dumps, records)))
         places = {name: {"folder": str(self.model(name)), "adapter": str(self.adapter(name))} for name in MODELS}
-        self.ask_peer({name: place | {"make": MODELS[name], "seed": len(name)} for name, place in places.items()})
+        targets = {name: list(FAMILIES[MODELS[name]["model_type"]].lora_targets) for name in NEWER}
+        self.ask_peer(
+            {
+                name: place | {"make": MODELS[name], "seed": len(name), "targets": targets.get(name, "all-linear")}
+                for name, place in places.items()
+            }
+        )
         for name in MODELS:
             make_tiny_tokenizer(self.model(name))
         jobs = {run: self._their_job(run) for run in RUNS}

@@ -28,7 +28,7 @@ from transformers.utils import logging
 def make(job: dict[str, Any]) -> None:
     """A model whose norms are not 1 and whose biases are not 0, saved as published models are, and a PEFT LoRA adapter.
 
-    Job: "make" (the configuration), "folder", "seed", "adapter" (its folder).
+    Job: "make" (the configuration), "folder", "seed", "adapter" (its folder), "targets" (PEFT's target_modules).
     """
     torch.manual_seed(job["seed"])
     about = dict(job["make"])
@@ -38,7 +38,7 @@ def make(job: dict[str, Any]) -> None:
             parameter.add_(torch.randn_like(parameter) * (0.05 if parameter.ndim > 1 else 0.3))
     model.save_pretrained(job["folder"])
     model = AutoModelForCausalLM.from_pretrained(job["folder"])
-    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=job["targets"], task_type="CAUSAL_LM"))
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:  # PEFT begins with zeros

@@ -183,14 +183,14 @@ def all_checks(folder: Path) -> int:
 
 def without(patch, originals: list, folder: Path) -> int:
     """The check of a patch with Paddle's original in place of this patch only."""
-    from oarlock.compat.patches import patches_of
+    from oarlock.compat.patches import list_patches
     from oarlock.cpu_ranks import fleet_patches
     from oarlock.environment.ranks import rank
 
     connect()
     if patch.scope == "while_building":
-        others = [other for other in patches_of(patch.installed_by, patch.scope) if other is not patch]
-        fleet_patches.patches_of = lambda *_: others
+        others = [other for other in list_patches(patch.installed_by, patch.scope) if other is not patch]
+        fleet_patches.list_patches = lambda *_: others
     else:
         for owner, original in zip(patch.owners(), originals, strict=True):
             delattr(owner, patch.name) if original is mock.DEFAULT else setattr(owner, patch.name, original)

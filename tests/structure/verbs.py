@@ -32,6 +32,31 @@ _QUESTIONS = """
 is are was has have can could should must may does do did needs wants allows accepts supports contains equals exists
 matches fits lacks holds uses starts ends differs belongs takes reads knows looks includes covers to from as on with
 """
+# Verbs in the first of several words, otherwise nouns.
+_FIRST_OF_SEVERAL = frozenset(
+    [
+        "accumulate",
+        "agree",
+        "align",
+        "catch",
+        "charge",
+        "consume",
+        "group",
+        "list",
+        "name",
+        "note",
+        "pair",
+        "penalize",
+        "plan",
+        "predict",
+        "replay",
+        "respond",
+        "seed",
+        "simplify",
+        "step",
+        "unflatten",
+    ]
+)
 _VERBS = frozenset((_ACTIONS + _QUESTIONS).split())
 
 
@@ -43,4 +68,6 @@ _ACTION_WORDS = frozenset(_ACTIONS.split()) - _NOUNS
 def has_verb(name: str) -> bool:
     """Whether one of a name's words is a verb in its plain form, or it begins as a question or a conversion does."""
     words = name.strip("_").split("_")
+    if len(words) > 1 and words[0] in _FIRST_OF_SEVERAL:
+        return True
     return words[0] in _VERBS or any(word in _ACTION_WORDS for word in words[1:])

@@ -20,6 +20,7 @@ def train_tokenizer(
     digits: Literal["one", "three", "any"] = "one",
     min_frequency: int = 2,
     max_megabytes: float = 500.0,
+    max_memory: float = 8.0,
     text_key: str = "text",
     txt_document: Literal["file", "line"] = "file",
     skip_bad: bool = False,
@@ -35,6 +36,7 @@ def train_tokenizer(
         digits: digits that a token may hold: one (as Qwen), up to three (as Llama 3), or any number.
         min_frequency: pairs of tokens that occur less often are not merged.
         max_megabytes: text to train on. Of more text, evenly spaced pieces are taken.
+        max_memory: GB that training may take. Text with too many different words for it is refused.
         text_key: JSON field or column with the text.
         txt_document: what counts as one document of a .txt file.
         skip_bad: skip and count bad lines. By default the first one stops the training.
@@ -44,7 +46,7 @@ def train_tokenizer(
 
     Raises:
         ConfigError: the vocabulary is too small, or a special token is wrong.
-        DataError: a line is bad, or there is too little text. Nothing is left then.
+        DataError: a line is bad, or there is too little text, or too much for the memory. Nothing is left then.
 
     Example:
         >>> train_tokenizer(["my_texts"], 32000, "output/tokenizer").tokens
@@ -63,6 +65,7 @@ def train_tokenizer(
             digits=digits,
             min_frequency=min_frequency,
             max_bytes=round(max_megabytes * 1e6),
+            max_memory=round(max_memory * 1e9),
             text_key=text_key,
             txt_document=txt_document,
             skip_bad=skip_bad,

@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 from oarlock.config import FinetuneConfig, LoadedConfig, PretrainConfig
 from oarlock.config.load import load_options
 from oarlock.environment.paddle_import import import_paddle
-from oarlock.environment.signals import signals_restored
+from oarlock.environment.signals import restore_signals
 from oarlock.errors import EnvironmentProblem, OarlockError, TrainingError, notify_failure_listeners
 from oarlock.formats.json_file import parse_json
 
@@ -81,7 +81,7 @@ def pretrain(config: str | Path | LoadedConfig[PretrainConfig] | None = None, **
         ConfigError: the configuration is wrong.
         EnvironmentProblem: something on this machine is missing, or the call is not in the main thread, which handles
             signals.
-        OarlockError: any other failure; its class says of what: DataError, ModelError, CheckpointError, TrainingError.
+        OarlockError: any other failure, as one of DataError, ModelError, CheckpointError and TrainingError.
 
     Example:
         >>> result = pretrain(
@@ -95,17 +95,12 @@ def pretrain(config: str | Path | LoadedConfig[PretrainConfig] | None = None, **
 
 
 def finetune(config: str | Path | LoadedConfig[FinetuneConfig] | None = None, **options: Any) -> TrainingResult:
-    """Fine-tune a model, as `oarlock finetune` does. What is said of `pretrain` holds here too.
+    """Fine-tune a model, as `oarlock finetune` does.
 
-    Args:
-        config: a recipe (its name or its YAML file), or what `load_config` returned.
-        options: options by their names on the command line; not together with the result of `load_config`.
+    Arguments, resuming and the use of several ranks are as in `pretrain`.
 
     Raises:
-        ConfigError: the configuration is wrong.
-        EnvironmentProblem: something on this machine is missing, or the call is not in the main thread, which handles
-            signals.
-        OarlockError: any other failure; its class says of what: DataError, ModelError, CheckpointError, TrainingError.
+        OarlockError: in the same cases as `pretrain`.
 
     Example:
         >>> result = finetune("lora_7b", model_name_or_path="output/base", output_dir="output/lora", max_steps=20)
@@ -147,7 +142,7 @@ def _train(loaded: LoadedConfig[Any]) -> TrainingResult:
     if threading.current_thread() is not threading.main_thread():
         raise EnvironmentProblem("training has to run in the main thread of a program: it handles SIGTERM and Ctrl-C")
     output_dir = Path(loaded.config.checkpoint.output_dir)
-    with signals_restored():
+    with restore_signals():
         try:
             run_training(loaded)
         except OarlockError as error:

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from oarlock.environment import matmul_library
-from oarlock.environment.cpu import available_cores
+from oarlock.environment.cpu import count_available_cores
 from oarlock.environment.paddle_import import import_paddle
 from oarlock.errors import EnvironmentProblem
 
@@ -52,7 +52,7 @@ def check_python() -> Iterator[Diagnosis]:
     version = platform.python_version()
     is_tested = version.rpartition(".")[0] in _TESTED_PYTHONS
     fix = "" if is_tested else f"only tested with Python {', '.join(_TESTED_PYTHONS[:-1])} and {_TESTED_PYTHONS[-1]}"
-    yield Diagnosis(f"Python {version}, {available_cores()} core(s)", fix, is_warning=True)
+    yield Diagnosis(f"Python {version}, {count_available_cores()} core(s)", fix, is_warning=True)
 
 
 @_check
@@ -121,8 +121,8 @@ def check_matrix_products() -> Iterator[Diagnosis]:
         return
     reason = (
         f"{matmul_library.VARIABLE}={best}"
-        if matmul_library.requested_library()
-        else f"{matmul_library.processor_vendor() or 'processor unknown'}"
+        if matmul_library.read_requested_library()
+        else f"{matmul_library.read_processor_vendor() or 'processor unknown'}"
     )
     text = f"matrix products on the CPU use {matmul_library.TITLES[found]} ({reason})"
     fix = (

@@ -28,7 +28,7 @@ from oarlock.cli.flags import AnyCommand
 from oarlock.cli.parser import add_commands, run_parsed
 from oarlock.environment.signals import exit_on_sigterm
 from oarlock.errors import exit_with
-from oarlock.versions import version_text
+from oarlock.versions import format_versions
 
 COMMANDS: tuple[AnyCommand, ...] = (
     data.COMMAND,
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser()
     parsed = parser.parse_args(argv)
     if parsed.version:
-        print(version_text())
+        print(format_versions())
         return
     if not hasattr(parsed, "command"):
         parser.print_help()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from oarlock.cli.flags import PLAIN_FLAG, AnyCommand, Command, CommandGroup, ConfigCommand, Form
-from oarlock.config.options import OptionSpec, section_specs, shown
+from oarlock.config.options import OptionSpec, list_section_specs, shown
 
 _METAVARS = {int: "N", float: "N", str: "TEXT", Path: "PATH"}
 
@@ -40,12 +40,12 @@ class CommandParser(argparse.ArgumentParser):
         self.set_defaults(command=command)
         forms = {item.name: item.metadata.get("form", PLAIN_FLAG) for item in dataclasses.fields(command.options)}
         groups: dict[str, Any] = {"": self}
-        specs = section_specs(command.options)
+        specs = list_section_specs(command.options)
         own = [name for name in specs if name in command.options.__annotations__]
         for name in dict.fromkeys((*own, *specs)):  # the flags that it inherits come last
             spec, form = specs[name], forms[name]
             if form.help_from is not None:
-                spec = dataclasses.replace(spec, help=section_specs(form.help_from)[name].help)
+                spec = dataclasses.replace(spec, help=list_section_specs(form.help_from)[name].help)
             if form.group not in groups:
                 groups[form.group] = self.add_argument_group(form.group)
             _add(groups[form.group], spec, form)

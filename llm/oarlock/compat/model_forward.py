@@ -9,7 +9,7 @@ from typing import Any
 NamedArguments = dict[str, Any]
 
 
-def named_arguments(forward: Callable[..., Any]) -> tuple[Callable[..., NamedArguments], str]:
+def bind_arguments(forward: Callable[..., Any]) -> tuple[Callable[..., NamedArguments], str]:
     """Return a function that names the arguments of a call of `forward`, and the name of its KV cache argument."""
     signature = inspect.signature(forward)
     past = "past_key_values" if "past_key_values" in signature.parameters else "cache"

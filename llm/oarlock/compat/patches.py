@@ -192,6 +192,6 @@ _CORRECTIONS = (
 PATCHES: tuple[Patch, ...] = (*_PROCESS, *_CPU_RANKS, *_GROUP_SHARDING, *_FUSED_OPS, *_CORRECTIONS, *MODEL_PATCHES)
 
 
-def patches_of(module: str, scope: str = "process") -> list[Patch]:
+def list_patches(module: str, scope: str = "process") -> list[Patch]:
     """The patches of one scope that a module applies."""
     return [patch for patch in PATCHES if patch.installed_by == module and patch.scope == scope]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import yaml
 
 from oarlock.config.load import ConfigT, LoadedConfig, flatten, load_config
-from oarlock.config.options import option_specs, section_classes
+from oarlock.config.options import list_option_specs, list_section_classes
 from oarlock.config.problems import WrongOptions
 from oarlock.config.run_config import RunConfig
 
@@ -23,7 +23,7 @@ def read_command_line(config_class: type[ConfigT], argv: Sequence[str], program:
     """
     words = list(argv)
     if "--help" in words or "-h" in words:
-        print(help_text(config_class, program))
+        print(format_help(config_class, program))
         return None
     printing = [word for word in words if word in ("--print_config", "--print-config")]
     words = [word for word in words if word not in printing]
@@ -40,7 +40,7 @@ def read_command_line(config_class: type[ConfigT], argv: Sequence[str], program:
 def to_yaml(config: RunConfig, origins: dict[str, str] | None = None) -> str:
     """The configuration as YAML that the entrypoints can read. With origins, each line says where its value is from."""
     flat, lines, section = flatten(config), [], ""
-    for name, spec in option_specs(type(config)).items():
+    for name, spec in list_option_specs(type(config)).items():
         if spec.section != section:
             section = spec.section
             lines.append(f"{section}:")
@@ -50,7 +50,7 @@ def to_yaml(config: RunConfig, origins: dict[str, str] | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def help_text(config_class: type, program: str, width: int | None = None) -> str:
+def format_help(config_class: type, program: str, width: int | None = None) -> str:
     """The text of --help: options by section, with type, unit, default and other spellings."""
     width = width or min(120, shutil.get_terminal_size((100, 24)).columns)
     lines = [
@@ -65,9 +65,9 @@ def help_text(config_class: type, program: str, width: int | None = None) -> str
         "  --print_config  print the resolved configuration and exit",
         "  --help          print this text and exit",
     ]
-    sections = section_classes(config_class)
+    sections = list_section_classes(config_class)
     section = ""
-    for name, spec in option_specs(config_class).items():
+    for name, spec in list_option_specs(config_class).items():
         if spec.section != section:
             section = spec.section
             lines += ["", f"{(sections[section].__doc__ or section).strip()} ({section}:)"]

@@ -10,7 +10,7 @@ from oarlock.config.method import MethodSection
 from oarlock.config.options import at_least, more_than, option
 from oarlock.config.run_config import RunConfig
 from oarlock.config.shared import DataSection, EvaluationSection
-from oarlock.config.yaml_forms import blend_text, columns_text
+from oarlock.config.yaml_forms import format_blend, format_columns
 from oarlock.files import holds_adapter
 
 
@@ -24,12 +24,12 @@ class FinetuneDataSection(DataSection):
 
     LENGTH_OPTIONS: ClassVar[tuple[str, ...]] = ("src_length", "tgt_length")
 
-    dataset_name_or_path: str | None = option(None, from_yaml=blend_text)
+    dataset_name_or_path: str | None = option(None, from_yaml=format_blend)
     """A file (.json, .jsonl, .csv, .tsv, .parquet, .txt, also .gz or .zst), a folder with train and dev files, a
     dataset saved to disk, a hub name, or several of them as "w1 name1 w2 name2". Quote names that contain spaces; in
     YAML this may also be a list or a mapping. Default: the embedded instructions."""
 
-    columns: str | None = option(None, from_yaml=columns_text)
+    columns: str | None = option(None, from_yaml=format_columns)
     """Which columns to read as what, for example prompt=question,response=answer. Other columns are ignored."""
 
     validation_split: float | None = option(None, more_than(0), _share_or_count)
@@ -114,7 +114,7 @@ class FinetuneConfig(RunConfig):
     def sequence_length(self) -> int:
         return self.data.row_length + (self.method.num_virtual_tokens if self.method.p_tuning else 0)
 
-    def own_problems(self) -> Iterator[str]:
+    def find_own_problems(self) -> Iterator[str]:
         method = self.method
         if self.data.packing_length is not None and not self.data.packing:
             yield f"--packing_length {self.data.packing_length} needs --packing"
@@ -128,7 +128,7 @@ class FinetuneConfig(RunConfig):
         if len(method.chosen) > 1:
             yield f"{' and '.join(f'--{name}' for name in method.chosen)} can't be combined: choose one method"
         why = {
-            "prefix_tuning": "the stages of PaddleNLP's pipelines don't accept keys and values from outside",
+            "prefix_tuning": "pipeline stages don't accept keys and values from outside",
             "p_tuning": "only the first stage would have anything to train",
         }
         for name, reason in why.items():

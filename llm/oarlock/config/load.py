@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from oarlock.config.options import OptionSpec, option_specs, section_classes, shown
-from oarlock.config.problems import Problems, WrongOptions, listing, names_of, suggestion
+from oarlock.config.options import OptionSpec, list_option_specs, list_section_classes, shown
+from oarlock.config.problems import Problems, WrongOptions, listing, map_spellings, suggest
 from oarlock.config.recipe_files import RecipeFiles
 from oarlock.config.recipes import find_recipe
-from oarlock.config.rules import cross_problems
+from oarlock.config.rules import find_cross_problems
 from oarlock.config.run_config import RunConfig
 
 ConfigT = typing.TypeVar("ConfigT", bound=RunConfig)
@@ -53,7 +53,7 @@ def _load(
     recipe: str | Path | None,
     read_options: Callable[[dict[str, OptionSpec], Problems], dict[str, tuple[Any, str]]],
 ) -> LoadedConfig[ConfigT]:
-    specs = option_specs(config_class)
+    specs = list_option_specs(config_class)
     problems = Problems()
     values = RecipeFiles(specs, problems).read(find_recipe(recipe)) if recipe is not None else {}
     values |= read_options(specs, problems)
@@ -73,14 +73,14 @@ def _load(
     by_section: dict[str, dict[str, Any]] = {}
     for name, spec in specs.items():
         by_section.setdefault(spec.section, {})[name] = converted[name]
-    sections = section_classes(config_class)
+    sections = list_section_classes(config_class)
     config = config_class(**{section: sections[section](**items) for section, items in by_section.items()})
-    if crossed := cross_problems(config):
+    if crossed := find_cross_problems(config):
         raise WrongOptions(listing(crossed))
     return LoadedConfig(config, origins)
 
 
-def config_from_flat(config_class: type[ConfigT], flat: dict[str, Any]) -> ConfigT:
+def load_flat_config(config_class: type[ConfigT], flat: dict[str, Any]) -> ConfigT:
     """Build a configuration from option names and values; other options have their defaults."""
     arguments = [word for name, value in flat.items() if value is not None for word in (f"--{name}", str(value))]
     return load_config(config_class, arguments).config
@@ -88,7 +88,9 @@ def config_from_flat(config_class: type[ConfigT], flat: dict[str, Any]) -> Confi
 
 def flatten(config: RunConfig) -> dict[str, Any]:
     """Option name -> value, for all sections, in their order."""
-    return {name: getattr(getattr(config, spec.section), name) for name, spec in option_specs(type(config)).items()}
+    return {
+        name: getattr(getattr(config, spec.section), name) for name, spec in list_option_specs(type(config)).items()
+    }
 
 
 def is_default(config: RunConfig, origins: Mapping[str, str], name: str) -> bool:
@@ -97,7 +99,7 @@ def is_default(config: RunConfig, origins: Mapping[str, str], name: str) -> bool
     Args:
         origins: those of a LoadedConfig. Without an origin, the value decides.
     """
-    spec = option_specs(type(config))[name]
+    spec = list_option_specs(type(config))[name]
     if name in origins:
         return origins[name] == "default"
     return getattr(getattr(config, spec.section), name) == spec.default
@@ -106,13 +108,13 @@ def is_default(config: RunConfig, origins: Mapping[str, str], name: str) -> bool
 def _from_arguments(
     options: Mapping[str, Any], specs: dict[str, OptionSpec], problems: Problems
 ) -> dict[str, tuple[Any, str]]:
-    names = names_of(specs)
+    names = map_spellings(specs)
     values: dict[str, tuple[Any, str]] = {}
     for name, value in options.items():
         if name in names:
             values[names[name]] = (value, f"argument {name}")
         else:
-            problems.append(f"unknown option {name}{suggestion(name, value, names, specs)}")
+            problems.append(f"unknown option {name}{suggest(name, value, names, specs)}")
     return values
 
 
@@ -121,7 +123,7 @@ def _from_arguments(
 
 def _from_flags(words: list[str], specs: dict[str, OptionSpec], problems: Problems) -> dict[str, tuple[str, str]]:
     """Parse `--x value`, `--x=value`, and for yes/no options `--x` and `--no_x`. Later flags win."""
-    names = names_of(specs)
+    names = map_spellings(specs)
     values: dict[str, tuple[str, str]] = {}
     position = 0
     while position < len(words):
@@ -139,7 +141,7 @@ def _from_flags(words: list[str], specs: dict[str, OptionSpec], problems: Proble
         following = words[position] if position < len(words) and not words[position].startswith("--") else None
         if name is None:
             given = value if equals else following
-            problems.append(f"unknown flag --{flag}{suggestion(flag, given, names, specs, '--')}")
+            problems.append(f"unknown flag --{flag}{suggest(flag, given, names, specs, '--')}")
             position += following is not None and not equals
             continue
         is_bool = specs[name].type is bool

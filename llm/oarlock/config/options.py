@@ -212,7 +212,7 @@ def _field_docs(cls: type) -> dict[str, str]:
 
 
 @functools.cache
-def section_classes(config_class: Hashable) -> dict[str, type]:
+def list_section_classes(config_class: Hashable) -> dict[str, type]:
     """The sections of a configuration class by name, in the order of --help.
 
     That is the order of declaration, except that a field with metadata {"after": NAME} follows the section NAME, which
@@ -227,17 +227,17 @@ def section_classes(config_class: Hashable) -> dict[str, type]:
 
 
 @functools.cache
-def option_specs(config_class: Hashable) -> dict[str, OptionSpec]:
+def list_option_specs(config_class: Hashable) -> dict[str, OptionSpec]:
     """Every option of a configuration class, by name, in the order of its sections."""
     specs: dict[str, OptionSpec] = {}
-    for section, section_class in section_classes(config_class).items():
-        for name, spec in section_specs(section_class, section).items():
+    for section, section_class in list_section_classes(config_class).items():
+        for name, spec in list_section_specs(section_class, section).items():
             assert name not in specs, f"option {name} is declared twice"
             specs[name] = spec
     return specs
 
 
-def section_specs(section_class: type, section: str = "") -> dict[str, OptionSpec]:
+def list_section_specs(section_class: type, section: str = "") -> dict[str, OptionSpec]:
     """Every option of one dataclass whose fields are options, by name."""
     hints, docs = typing.get_type_hints(section_class), _field_docs(section_class)
     specs: dict[str, OptionSpec] = {}

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from oarlock.config.options import at_least, option
 from oarlock.config.run_config import RunConfig
 from oarlock.config.shared import DataSection, ModelSection
-from oarlock.config.yaml_forms import blend_text
+from oarlock.config.yaml_forms import format_blend
 
 _SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
@@ -53,7 +53,7 @@ class PretrainDataSection(DataSection):
 
     LENGTH_OPTIONS: ClassVar[tuple[str, ...]] = ("max_seq_length",)
 
-    input_dir: str | None = option(None, from_yaml=blend_text)
+    input_dir: str | None = option(None, from_yaml=format_blend)
     """Folder of .bin/.idx files (see `oarlock data pretrain`), one file prefix, or "w1 prefix1 w2 prefix2" to blend
     several. Quote names that contain spaces; in YAML this may also be a list or a mapping. Default: the embedded
     corpus, the source code of the Python standard library."""
@@ -78,7 +78,7 @@ class PretrainConfig(RunConfig):
     model: PretrainModelSection
     data: PretrainDataSection
 
-    def own_problems(self) -> Iterator[str]:
+    def find_own_problems(self) -> Iterator[str]:
         split = self.data.split
         try:
             train, evaluation, _ = parse_split(split)

@@ -41,7 +41,7 @@ def listing(problems: list[str]) -> str:
     return f"{len(problems)} problems in the configuration:\n" + "\n".join(f"  - {problem}" for problem in problems)
 
 
-def suggestion(name: str, value: Any, known: Iterable[str], specs: dict[str, OptionSpec], prefix: str = "") -> str:
+def suggest(name: str, value: Any, known: Iterable[str], specs: dict[str, OptionSpec], prefix: str = "") -> str:
     """Suggest what an unknown name means: an option with that name in other suites, or the most similar name."""
     if len(name) > _LONGEST_NAME:
         return ""
@@ -51,6 +51,6 @@ def suggestion(name: str, value: Any, known: Iterable[str], specs: dict[str, Opt
     return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
-def names_of(specs: dict[str, OptionSpec]) -> dict[str, str]:
+def map_spellings(specs: dict[str, OptionSpec]) -> dict[str, str]:
     """Every accepted spelling -> option name."""
     return {alias: name for name, spec in specs.items() for alias in (name, *spec.aliases)}

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from oarlock.config.options import OptionSpec, shown
-from oarlock.config.problems import Problems, names_of, suggestion
+from oarlock.config.problems import Problems, map_spellings, suggest
 from oarlock.errors import ConfigError
 from oarlock.formats.files import read_bytes
 from oarlock.formats.yaml_file import Budget, compose_text, value_of
@@ -31,7 +31,7 @@ class RecipeFiles:
 
     def __init__(self, specs: dict[str, OptionSpec], problems: Problems) -> None:
         self._specs, self._problems = specs, problems
-        self._names = names_of(specs)
+        self._names = map_spellings(specs)
         self._sections = {spec.section for spec in specs.values()}
         self._budget = Budget()
         self._read: dict[Path, Values] = {}
@@ -94,7 +94,7 @@ class RecipeFiles:
             inside = [n for n in names if section is None or specs[names[n]].section == section]
             known = inside if section else [*names, *self._sections, "include"]
             given = node.value if isinstance(node, yaml.ScalarNode) else ""
-            hint = suggestion(str(key.value), given, known, specs)
+            hint = suggest(str(key.value), given, known, specs)
             if name is not None:
                 hint = f" (it belongs to section {specs[name].section})"
             self._problems.append(f"{origin}: unknown key {shown(key.value, quoted=False)}{where}{hint}")

@@ -9,12 +9,12 @@ from oarlock.config.metric_names import METRICS, PREFIX, best_metric
 from oarlock.config.run_config import RunConfig
 
 
-def cross_problems(config: RunConfig) -> list[str]:
+def find_cross_problems(config: RunConfig) -> list[str]:
     """Every conflict among the options of a configuration."""
     return [
         *_combination_problems(config),
         *_best_model_problems(config),
-        *config.own_problems(),
+        *config.find_own_problems(),
     ]
 
 

@@ -73,5 +73,5 @@ class RunConfig(abc.ABC):
         return self.data.row_length
 
     @abc.abstractmethod
-    def own_problems(self) -> Iterator[str]:
+    def find_own_problems(self) -> Iterator[str]:
         """Conflicts among options that the other kind of run does not have."""

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from oarlock.config.finetune import FinetuneConfig
-from oarlock.config.options import FALSE_WORDS, TRUE_WORDS, option_specs
+from oarlock.config.options import FALSE_WORDS, TRUE_WORDS, list_option_specs
 from oarlock.config.pretrain import PretrainConfig
 
 _PERCENT = "use validation_split with a fraction (0.05) or a number of records"
@@ -264,7 +264,7 @@ def explain_name(name: str, value: Any, options: Collection[str], as_flags: bool
     if own or name in options:
         return own
     for program, config_class in _PROGRAMS.items():
-        theirs = option_specs(config_class)
+        theirs = list_option_specs(config_class)
         if options != theirs.keys() and (name in theirs or _explain_among(name, value, theirs, as_flags)):
             found = _explain_among(name, value, theirs, as_flags)
             return f"in {program}, {found}" if found else f"it is an option of {program}"

@@ -14,7 +14,7 @@ from oarlock.config.options import shown
 _WEIGHTED = re.compile(r"(all|[0-9.]+(?:[eE][-+]?\d+)?)\s+(\S.*)", re.DOTALL)
 
 
-def blend_text(value: Any) -> str:
+def format_blend(value: Any) -> str:
     """Convert a list or a mapping to 'w1 path1 w2 path2 ...'.
 
     A mapping has paths as keys and weights as values. Elements of a list are a path, "weight path", or {path: ...,
@@ -38,7 +38,7 @@ def _pair(item: Any) -> tuple[str, Any]:
     raise ValueError(f"an element must be a path, 'weight path', or {{path: ..., weight: ...}}; got {shown(item)}")
 
 
-def columns_text(value: Any) -> str:
+def format_columns(value: Any) -> str:
     """Convert a mapping to 'field=column,...'.
 
     Raises:

@@ -37,7 +37,7 @@ def own_memory(memory: MemoryFile) -> RankMemory:
     return RankMemory(os.getpid(), process_start_time(os.getpid()) or 0, memory)
 
 
-def death_error(rank: int, pid: int) -> EnvironmentProblem:
+def make_death_error(rank: int, pid: int) -> EnvironmentProblem:
     """The error for a rank whose process has ended."""
     return EnvironmentProblem(f"rank {rank} (pid {pid}) died during the start")
 
@@ -199,11 +199,11 @@ class FirstRank:
             raise EnvironmentProblem(f"rank {rank} (pid {pid}): {problem}") from problem
         started = process_start_time(pid)
         if started is None:
-            raise death_error(rank, pid)
+            raise make_death_error(rank, pid)
         self._found[rank] = RankMemory(pid, started, memory)
 
     def _explain_loss(self, rank: int, problem: OarlockError) -> EnvironmentProblem:
         pid, started, _ = self._found[rank]
         if process_start_time(pid) != started:
-            return death_error(rank, pid)
+            return make_death_error(rank, pid)
         return EnvironmentProblem(f"rank {rank} (pid {pid}) stopped during the start: {problem}")

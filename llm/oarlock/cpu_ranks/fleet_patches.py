@@ -13,7 +13,7 @@ import paddle
 from paddle.distributed.fleet.utils import hybrid_parallel_util
 
 from oarlock.compat.patch import AppliedPatches, patched
-from oarlock.compat.patches import patches_of
+from oarlock.compat.patches import list_patches
 
 DEVICE_ID = 0  # of ParallelEnv
 _applied = AppliedPatches()
@@ -54,9 +54,9 @@ def add_rank_params_in_place(add_rank_params: Callable[..., None]) -> Callable[.
 def install() -> None:
     """Make Fleet's layers work on CPUs; a second call does nothing."""
     if not _applied:
-        _applied.apply(patches_of(__name__))
+        _applied.apply(list_patches(__name__))
 
 
 def building_group_sharded() -> contextlib.AbstractContextManager[None]:
     """Make the constructors of Fleet's stage 2 and 3 wrappers accept a CPU, for the duration of a block."""
-    return patched(patches_of(__name__, "while_building"))
+    return patched(list_patches(__name__, "while_building"))

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from oarlock.cpu_ranks.meeting_point import MeetingPoint, connected_pairs, set_inherited
+from oarlock.cpu_ranks.meeting_point import MeetingPoint, connect_pairs, set_inherited
 from oarlock.environment.signals import die_with_parent
 
 _POLL_S = 0.05
@@ -47,7 +47,7 @@ def launch(
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         endpoints = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    key, pairs = os.urandom(32), connected_pairs(num_ranks)
+    key, pairs = os.urandom(32), connect_pairs(num_ranks)
     sys.stdout.flush()
     sys.stderr.flush()
     children: dict[int, int] = {}

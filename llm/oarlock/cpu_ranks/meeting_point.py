@@ -109,7 +109,7 @@ def set_inherited(point: MeetingPoint) -> None:
     _forked = point
 
 
-def connected_pairs(num_ranks: int) -> list[tuple[socket.socket, socket.socket]]:
+def connect_pairs(num_ranks: int) -> list[tuple[socket.socket, socket.socket]]:
     """Pairs of connected sockets for a launcher that forks: the ends of rank 0 and of rank 1, 2, ..."""
     return [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(1, num_ranks)]
 

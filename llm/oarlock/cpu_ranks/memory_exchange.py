@@ -12,7 +12,7 @@ from oarlock.cpu_ranks.first_rank import (
     FirstRank,
     OpenMemories,
     RankMemory,
-    death_error,
+    make_death_error,
     own_memory,
 )
 from oarlock.cpu_ranks.launch_channel import Channel, ConnectionClosed, Frame, FrameKind, UntrustedPeer
@@ -106,7 +106,7 @@ def _receive_memories(channel: Channel, own: MemoryFile, rank: int, world_size: 
             raise EnvironmentProblem(f"rank 0 is process {channel.pid}, but reports {frame.pid}")
         if process_start_time(frame.pid) != frame.started:
             os.close(descriptor)
-            raise death_error(frame.rank, frame.pid)
+            raise make_death_error(frame.rank, frame.pid)
         files.add(_file_id(memory))
         found[frame.rank] = RankMemory(frame.pid, frame.started, memory)
     return [found[i] for i in range(world_size)]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from oarlock.compat.patch import AppliedPatches
-from oarlock.compat.patches import patches_of
+from oarlock.compat.patches import list_patches
 from oarlock.cpu_ranks.meeting_point import check_one_host, meeting_point
 from oarlock.cpu_ranks.point_to_point import PointToPoint, ReceiveTask
 from oarlock.cpu_ranks.process_group_api import COMPLETED, CompletedTask, GroupCollectives
@@ -50,7 +50,7 @@ def install(timeout_s: float = 600.0) -> None:
         check_one_host(global_rank())
         _run = join_ranks(meeting_point(), global_rank(), world_size(), timeout_s)
     if not _applied:  # Paddle passes what create_or_get_global_tcp_store returns to new_group as its store
-        _applied.apply(patches_of(__name__))
+        _applied.apply(list_patches(__name__))
 
 
 def current_run() -> ConnectedRanks | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from oarlock.ops.lora_linear import project
 from oarlock.typing import Tensor
 from oarlock.weights.tensor_slice import TensorSlice
 
-KeysAndValues = tuple[Tensor, Tensor]  # [batch, keys, heads, size of a head] each
+KeysAndValues = tuple[Tensor, Tensor]  # a layer's KV cache: [batch, keys, kv_heads, head_dim] each
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class ForwardContext:
 
 
 class SelfAttention(nn.Layer):
-    """Attention of one layer: this tensor-parallel rank's heads."""
+    """Multi-head attention of one layer: this tensor-parallel rank's heads."""
 
-    def __init__(self, spec: Attention, model: Architecture, config: Any) -> None:
+    def __init__(self, spec: Attention, arch: Architecture, config: Any) -> None:
         super().__init__()
         degree, rank = config.tensor_parallel_degree, config.tensor_parallel_rank
         self.spec, self.config = spec, config
@@ -54,19 +55,14 @@ class SelfAttention(nn.Layer):
         queries, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
         if spec.packed:
             sizes = (queries, keys, keys) if spec.packed == "blocks" else queries + 2 * keys
-            self.qkv_proj = make_linear(model.hidden, sizes, config, split="column", bias=spec.qkv_bias)
+            self.qkv_proj = make_linear(arch.hidden, sizes, config, split="column", bias=spec.qkv_bias)
         else:
-            self.q_proj = make_linear(model.hidden, queries, config, split="column", bias=spec.qkv_bias)
-            self.k_proj = make_linear(model.hidden, keys, config, split="column", bias=spec.qkv_bias)
-            self.v_proj = make_linear(model.hidden, keys, config, split="column", bias=spec.qkv_bias)
-        self.o_proj = make_linear(queries, model.hidden, config, split="row", bias=spec.output_bias)
-        if spec.qk_norm == "head":
-            self.q_norm, self.k_norm = (
-                RMSNorm(spec.head_dim, model.norm_epsilon, config, model.norm_offset, follows_sequence=False)
-                for _ in range(2)
-            )
-        elif spec.qk_norm:
-            self.q_norm, self.k_norm = (_norm_of_all_heads(size, model, config) for size in (queries, keys))
+            self.q_proj = make_linear(arch.hidden, queries, config, split="column", bias=spec.qkv_bias)
+            self.k_proj = make_linear(arch.hidden, keys, config, split="column", bias=spec.qkv_bias)
+            self.v_proj = make_linear(arch.hidden, keys, config, split="column", bias=spec.qkv_bias)
+        self.o_proj = make_linear(queries, arch.hidden, config, split="row", bias=spec.output_bias)
+        if spec.qk_norm:
+            self.q_norm, self.k_norm = (self._make_norm(width, arch) for width in (queries, keys))
         if spec.sinks:
             self.sinks = self.create_parameter([self.heads], default_initializer=nn.initializer.Constant(0.0))
             if degree > 1:
@@ -74,82 +70,114 @@ class SelfAttention(nn.Layer):
                 self.sinks.tensor_slice = TensorSlice((spec.heads,), 0, find_runs((spec.heads,), degree, rank))
         self.enable_recompute = False  # set by PretrainedModel.recompute_enable()
 
+    def _make_norm(self, width: int, arch: Architecture) -> nn.Layer:
+        """The RMSNorm of queries or keys; `width` is that of all heads."""
+        if self.spec.qk_norm == "all_heads" and self.config.tensor_parallel_degree > 1:
+            return SplitRMSNorm(width, arch.norm_epsilon, self.config)
+        width = self.spec.head_dim if self.spec.qk_norm == "head" else width
+        return RMSNorm(width, arch.norm_epsilon, self.config, arch.norm_offset, follows_sequence=False)
+
     @property
     def output_projection(self) -> nn.Layer:
-        """The last matrix of the residual branch."""
+        """The last linear layer of the residual branch."""
         return self.o_proj
 
     def forward(
         self, x: Tensor, context: ForwardContext, past: KeysAndValues | None = None
     ) -> tuple[Tensor, KeysAndValues | None]:
-        """[batch, tokens, hidden] -> the same shape, and keys and values if `given` asks for them.
+        """[batch, tokens, hidden] -> the same shape, and the KV cache if the context asks for it.
 
         Under sequence parallelism [batch x tokens / ranks, hidden].
         """
-        query, key, value = self.project_heads(x)
-        attended, present = self.attend(query, key, value, context, past)
-        return project(attended, self.o_proj)[0], present
+        query, key, value = self._project_qkv(x)
+        output, present = self.compute_attention(query, key, value, context, past)
+        return project(output, self.o_proj)[0], present
 
-    def project_heads(self, x: Tensor) -> list[Tensor]:
-        """Queries, keys and values, [batch, tokens, heads x size of a head] each."""
+    def _project_qkv(self, x: Tensor) -> list[Tensor]:
+        """Queries, keys and values, [..., heads x head_dim] each."""
         if not self.spec.packed:
             return project(x, self.q_proj, self.k_proj, self.v_proj)
-        (mixed,) = project(x, self.qkv_proj)
+        (qkv,) = project(x, self.qkv_proj)
         size = self.spec.head_dim
         if self.spec.packed == "blocks":
-            return list(mixed.split([self.heads * size, self.kv_heads * size, self.kv_heads * size], axis=-1))
-        shape = [0] * (mixed.ndim - 1)
-        groups = mixed.reshape([*shape, self.kv_heads, -1])
+            return list(qkv.split([self.heads * size, self.kv_heads * size, self.kv_heads * size], axis=-1))
+        shape = [0] * (qkv.ndim - 1)
+        groups = qkv.reshape([*shape, self.kv_heads, -1])
         parts = groups.split([self.heads // self.kv_heads * size, size, size], axis=-1)
         return [part.reshape([*shape, -1]) for part in parts]
 
-    def attend(
+    def compute_attention(
         self, query: Tensor, key: Tensor, value: Tensor, context: ForwardContext, past: KeysAndValues | None = None
     ) -> tuple[Tensor, KeysAndValues | None]:
-        """The attended values, in the shape of the queries, and keys and values with those of earlier calls."""
+        """Everything between the projections.
+
+        Args:
+            query, key, value: [batch, tokens, heads x head_dim], or [batch x tokens, heads x head_dim].
+
+        Returns:
+            The output in the shape of the query, and the KV cache.
+        """
         spec, shape = self.spec, query.shape
         if spec.qk_norm == "all_heads":
             query, key = self.q_norm(query), self.k_norm(key)
         query, key, value = (
-            states.reshape([*([-1, context.seq_length] if states.ndim == 2 else [0, 0]), heads, spec.head_dim])
-            for states, heads in ((query, self.heads), (key, self.kv_heads), (value, self.kv_heads))
+            x.reshape([*([-1, context.seq_length] if x.ndim == 2 else [0, 0]), heads, spec.head_dim])
+            for x, heads in ((query, self.heads), (key, self.kv_heads), (value, self.kv_heads))
         )
         if spec.qk_norm == "head":
             query, key = self._norm_heads(query, self.q_norm), self._norm_heads(key, self.k_norm)
         if spec.rope is not None:
             query, key = rotate(query, key, spec.rope, context.positions, context.kv_length)
-        if past is not None:
-            key, value = paddle.concat([past[0], key], axis=1), paddle.concat([past[1], value], axis=1)
-        found = self._run(query, key, value, context.mask, self.sinks if spec.sinks else None)
-        flat = [0, 0, -1] if len(shape) == 3 else [-1, shape[-1]]
-        return found.reshape(flat), (key, value) if context.use_cache else None
+        sinks = self.sinks if spec.sinks else None
+        output, present = attend_to_cache(
+            self, query, key, value, context, past, window=spec.window, soft_cap=spec.soft_cap, sinks=sinks
+        )
+        return output.reshape([0, 0, -1] if len(shape) == 3 else [-1, shape[-1]]), present
 
-    def _norm_heads(self, states: Tensor, norm: RMSNorm) -> Tensor:
+    def _norm_heads(self, x: Tensor, norm: RMSNorm) -> Tensor:
         if self.config.tensor_parallel_degree == 1:
-            return norm(states)
-        return rms_norm(states, sum_gradient_over_heads(norm.scale, self.config), norm.epsilon)
+            return norm(x)
+        return rms_norm(x, sum_gradient_over_heads(norm.scale, self.config), norm.epsilon)
 
-    def _run(self, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, sinks: Tensor | None) -> Tensor:
-        spec = self.spec
 
-        def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            dropout = spec.dropout if self.training else 0.0
-            return attend(
-                query, key, value, mask=mask, scale=spec.scale, window=spec.window, soft_cap=spec.soft_cap,
-                sinks=sinks, dropout=dropout,
-            )  # fmt: skip
+def attend_to_cache(
+    layer: Any, query: Tensor, key: Tensor, value: Tensor, context: ForwardContext, past: KeysAndValues | None,
+    **options: Any,
+) -> tuple[Tensor, KeysAndValues | None]:  # fmt: skip
+    """Attend to the keys of earlier calls and of this one.
 
-        if not should_recompute(self, "core_attn", query):
-            return run(query, key, value)
-        return recompute(run, query, key, value, use_reentrant=self.config.recompute_use_reentrant)
+    Args:
+        layer: an attention layer.
+        query, key, value: [batch, tokens, heads, head_dim].
+        past: the KV cache of earlier calls.
+        options: further arguments of oarlock.ops.attention.attend.
+
+    Returns:
+        [batch, tokens, heads, head_dim of the values], and the new KV cache if the context asks for it.
+    """
+    if past is not None:
+        key, value = paddle.concat([past[0], key], axis=1), paddle.concat([past[1], value], axis=1)
+
+    def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        dropout = layer.spec.dropout if layer.training else 0.0
+        return attend(query, key, value, mask=context.mask, scale=layer.spec.scale, dropout=dropout, **options)
+
+    output = run_part(layer, "core_attn", run, query, key, value)
+    return output, (key, value) if context.use_cache else None
 
 
 def should_recompute(layer: Any, part: str, x: Tensor) -> bool:
-    """Whether a layer recomputes this part (--recompute_granularity) in the backward pass."""
+    """Whether the backward pass computes a part of a layer again, to save its activations.
+
+    Args:
+        part: a value of --recompute_granularity.
+        x: the part's input.
+    """
     return layer.enable_recompute and layer.config.recompute_granularity == part and not x.stop_gradient
 
 
-def _norm_of_all_heads(width: int, model: Architecture, config: Any) -> nn.Layer:
-    if config.tensor_parallel_degree > 1:
-        return SplitRMSNorm(width, model.norm_epsilon, config)
-    return RMSNorm(width, model.norm_epsilon, config, model.norm_offset, follows_sequence=False)
+def run_part(layer: Any, part: str, function: Callable[..., Any], x: Tensor, *others: Any) -> Any:
+    """Run a part of a layer, and have the backward pass compute it again if should_recompute() says so."""
+    if not should_recompute(layer, part, x):
+        return function(x, *others)
+    return recompute(function, x, *others, use_reentrant=layer.config.recompute_use_reentrant)

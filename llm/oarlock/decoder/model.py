@@ -18,7 +18,7 @@ from paddle.distributed.fleet.utils.sequence_parallel_utils import (
 )
 from paddlenlp.transformers import PretrainedConfig, PretrainedModel
 
-from oarlock.decoder.attention import KeysAndValues, ForwardContext
+from oarlock.decoder.attention import ForwardContext, KeysAndValues
 from oarlock.decoder.block import DecoderLayer
 from oarlock.decoder.frequencies import get_original_length
 from oarlock.decoder.linear import find_runs
@@ -37,13 +37,13 @@ _LINEAR = (
 )  # fmt: skip
 
 
-def make_embedding(model: Architecture, config: Any) -> nn.Layer:
+def make_embedding(arch: Architecture, config: Any) -> nn.Layer:
     """Make the embedding; tensor parallelism splits its rows."""
     degree, rank = config.tensor_parallel_degree, config.tensor_parallel_rank
     if degree == 1:
-        return nn.Embedding(model.vocab, model.hidden)
-    layer = VocabParallelEmbedding(model.vocab, model.hidden)
-    layer.weight.tensor_slice = TensorSlice((model.vocab, model.hidden), 0, find_runs((model.vocab,), degree, rank))
+        return nn.Embedding(arch.vocab, arch.hidden)
+    layer = VocabParallelEmbedding(arch.vocab, arch.hidden)
+    layer.weight.tensor_slice = TensorSlice((arch.vocab, arch.hidden), 0, find_runs((arch.vocab,), degree, rank))
     return layer
 
 
@@ -62,20 +62,20 @@ class LMHead(nn.Layer):
         embedding: the weight it shares with the input, [vocabulary, hidden], or None.
     """
 
-    def __init__(self, model: Architecture, config: Any, embedding: Tensor | None = None) -> None:
+    def __init__(self, arch: Architecture, config: Any, embedding: Tensor | None = None) -> None:
         super().__init__()
-        self.config, self._model, self.transposed = config, model, model.tied
-        self.defers = False  # return DeferredLogits in training, for a loss that multiplies them chunk by chunk
+        self.config, self._arch, self.transposed = config, arch, arch.tied
+        self.defers = False  # return DeferredLogits in training, for a loss that computes the logits chunk by chunk
         degree, rank = config.tensor_parallel_degree, config.tensor_parallel_rank
         if embedding is not None:
             self.weight = embedding
             return
-        rows, axis = model.vocab // degree, 0 if model.tied else 1
-        self.weight = self.create_parameter([rows, model.hidden] if model.tied else [model.hidden, rows])
+        rows, axis = arch.vocab // degree, 0 if arch.tied else 1
+        self.weight = self.create_parameter([rows, arch.hidden] if arch.tied else [arch.hidden, rows])
         if degree > 1:
-            shape = (model.vocab, model.hidden) if model.tied else (model.hidden, model.vocab)
+            shape = (arch.vocab, arch.hidden) if arch.tied else (arch.hidden, arch.vocab)
             self.weight.is_distributed, self.weight.split_axis = True, axis
-            self.weight.tensor_slice = TensorSlice(shape, axis, find_runs((model.vocab,), degree, rank))
+            self.weight.tensor_slice = TensorSlice(shape, axis, find_runs((arch.vocab,), degree, rank))
 
     @property
     def embedding_weight(self) -> Tensor:
@@ -87,44 +87,44 @@ class LMHead(nn.Layer):
 
         Under sequence parallelism x is [batch x tokens / ranks, hidden].
         """
-        model, config = self._model, self.config
+        arch, config = self._arch, self.config
         if config.sequence_parallel:
-            x = GatherOp.apply(x).reshape([-1, config.seq_length, model.hidden])
-        if model.logit_scale != 1.0:
-            x = x * model.logit_scale
+            x = GatherOp.apply(x).reshape([-1, config.seq_length, arch.hidden])
+        if arch.logit_scale != 1.0:
+            x = x * arch.logit_scale
         group = None
         if config.tensor_parallel_degree > 1:
             group = fleet.get_hybrid_communicate_group().get_model_parallel_group()
             x = collective._c_identity(x, group=group)
-        defers = self.defers and self.training and paddle.is_grad_enabled() and model.logit_soft_cap is None
+        defers = self.defers and self.training and paddle.is_grad_enabled() and arch.logit_soft_cap is None
         if defers and (group is None or config.tensor_parallel_output) and can_fuse(x, self.weight):
             return DeferredLogits(x, self.weight, self.transposed, group)
         logits = paddle.matmul(x, self.weight, transpose_y=self.transposed)
-        if model.logit_soft_cap is not None:
-            logits = model.logit_soft_cap * paddle.tanh(logits / model.logit_soft_cap)
+        if arch.logit_soft_cap is not None:
+            logits = arch.logit_soft_cap * paddle.tanh(logits / arch.logit_soft_cap)
         if group is not None and not config.tensor_parallel_output:
             logits = collective._c_concat(logits, group=group)
         return logits
 
 
 class DecoderModel(nn.Layer):
-    """Embedding, layers and last norm."""
+    """The embedding, the layers and the final norm."""
 
-    def __init__(self, model: Architecture, config: Any) -> None:
+    def __init__(self, arch: Architecture, config: Any) -> None:
         super().__init__()
-        self.embed_tokens = make_embedding(model, config)
-        self.layers = nn.LayerList([DecoderLayer(block, model, config) for block in model.blocks])
-        self.norm = RMSNorm(model.hidden, model.norm_epsilon, config, model.norm_offset)
-        self._scale, self._config = model.embedding_scale, config
+        self.embed_tokens = make_embedding(arch, config)
+        self.layers = nn.LayerList([DecoderLayer(block, arch, config) for block in arch.blocks])
+        self.norm = RMSNorm(arch.hidden, arch.norm_epsilon, config, arch.norm_offset)
+        self._scale, self._config = arch.embedding_scale, config
 
     def forward(
         self, ids: Tensor, context: ForwardContext, past: Sequence[KeysAndValues] | None
     ) -> tuple[Tensor, list[KeysAndValues | None]]:
-        """int64 [batch, tokens] -> hidden states, and each layer's keys and values."""
+        """int64 [batch, tokens] -> hidden states, and the KV cache of each layer."""
         x = embed(self.embed_tokens, ids, self._scale, self._config)
         presents: list[KeysAndValues | None] = []
         earlier: list[KeysAndValues | None] = list(past) if past is not None else [None] * len(self.layers)
-        del past  # each layer's old keys and values are freed as soon as they are joined
+        del past  # so that a layer's old cache is freed as soon as it is copied into the new one
         for i, layer in enumerate(self.layers):
             x, present = layer(x, context, earlier[i])
             earlier[i] = None
@@ -142,17 +142,15 @@ class DecoderForCausalLM(PretrainedModel):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         assert self.family.decoder is not None
-        self.architecture = self.family.decoder(config)
-        model = DecoderModel(self.architecture, config)
-        self.add_sublayer(self.architecture.prefix, model)
-        tied = model.embed_tokens.weight if self.architecture.tied else None
-        self.lm_head = LMHead(self.architecture, config, tied)
+        arch = self.architecture = self.family.decoder(config)
+        self.add_sublayer(arch.prefix, DecoderModel(arch, config))
+        self.lm_head = LMHead(arch, config, self.decoder.embed_tokens.weight if arch.tied else None)
 
     @property
     def decoder(self) -> DecoderModel:
         """The model below the output layer."""
-        found: DecoderModel = self._sub_layers[self.architecture.prefix]
-        return found
+        decoder: DecoderModel = self._sub_layers[self.architecture.prefix]
+        return decoder
 
     def forward(
         self,
@@ -170,8 +168,8 @@ class DecoderForCausalLM(PretrainedModel):
             position_ids: int64 [batch, tokens]; None: from 0, or after the tokens of `past_key_values`.
             attention_mask: [batch, keys], 1 for text; or [batch, 1, tokens, keys], bool, or floats that are added to
                 the scores.
-            use_cache: return (logits, keys and values of each layer) for the next call.
-            past_key_values: of earlier calls.
+            use_cache: return (logits, KV cache of each layer) for the next call.
+            past_key_values: the KV cache of earlier calls.
             attn_mask_startend_row_indices: int32 [batch, keys]: where the example of each key ends, in packed rows.
         """
         earlier = past_key_values[0][0].shape[1] if past_key_values is not None else 0
@@ -202,7 +200,7 @@ class DecoderForCausalLM(PretrainedModel):
         """The arguments of forward() for the next token (paddlenlp.generation.GenerationMixin calls it)."""
         if position_ids is None:
             position_ids = paddle.arange(input_ids.shape[1]).unsqueeze(0).expand(input_ids.shape)
-        if past_key_values and self._changes_frequencies(position_ids):
+        if past_key_values and self._outgrows_short_factors(position_ids):
             past_key_values = None
         if past_key_values:
             input_ids, position_ids = input_ids[:, -1:], position_ids[:, -1:]
@@ -214,12 +212,12 @@ class DecoderForCausalLM(PretrainedModel):
             "use_cache": use_cache,
         }
 
-    def _changes_frequencies(self, positions: Tensor) -> bool:
-        """Whether a text becomes longer than `longrope` rotates with its short factors: the keys of earlier tokens have
-        to be computed again, as transformers' Phi-3 does."""
+    def _outgrows_short_factors(self, positions: Tensor) -> bool:
+        """Whether a row becomes longer than `longrope` computes with its short factors. Then the keys of earlier tokens
+        have to be rotated by other angles, so they are computed again, as in transformers' Phi-3."""
         ropes = (block.attention.rope for block in self.architecture.blocks)
-        found = next((rope for rope in ropes if rope is not None and rope.kind == "longrope"), None)
-        return found is not None and bool((positions[:, -1] == get_original_length(found)).any())
+        longrope = next((rope for rope in ropes if rope is not None and rope.kind == "longrope"), None)
+        return longrope is not None and bool((positions[:, -1] == get_original_length(longrope)).any())
 
     def _init_weights(self, layer: nn.Layer) -> None:
         initialize(layer, self.architecture)
@@ -232,16 +230,16 @@ def defer_logits(model: nn.Layer) -> None:
             layer.defers = True
 
 
-def initialize(layer: nn.Layer, model: Architecture) -> None:
-    """Draw the random weights of a layer: normal, the last matrix of each residual branch scaled by 1 / sqrt(2 layers).
+def initialize(layer: nn.Layer, arch: Architecture) -> None:
+    """Draw the random weights of a layer: normal, output projections scaled by 1 / sqrt(2 x layers).
 
     The scale is that of GPT-2 (Radford et al., 2019, section 2.3) and of PaddleNLP's Llama.
     """
     if isinstance(layer, (*_LINEAR, LMHead)):
-        layer.weight.set_value(paddle.tensor.normal(mean=0.0, std=model.initializer_range, shape=layer.weight.shape))
+        layer.weight.set_value(paddle.tensor.normal(mean=0.0, std=arch.initializer_range, shape=layer.weight.shape))
         if getattr(layer, "bias", None) is not None:
             layer.bias.set_value(paddle.zeros_like(layer.bias))
-    last = getattr(layer, "output_projection", None)  # of attention and feed-forward
-    if last is not None:
+    output_projection = getattr(layer, "output_projection", None)  # of attention and MLP
+    if output_projection is not None:
         with paddle.no_grad():
-            last.weight.scale_(1 / math.sqrt(2 * len(model.blocks)))
+            output_projection.weight.scale_(1 / math.sqrt(2 * len(arch.blocks)))

@@ -102,15 +102,14 @@ class MixtureOfExperts(nn.Layer):
         return self.balance.take_mask() if self.training and paddle.is_grad_enabled() else None
 
     def _route(self, tokens: Tensor, counted: Tensor | None) -> Routing:
-        router = self._sub_layers[self.spec.names[0]]
-        logits = router(tokens).astype("float32")
-        correction = getattr(router, "e_score_correction_bias", None)
+        scored = self._sub_layers[self.spec.names[0]](tokens)
+        logits, correction = scored if isinstance(scored, tuple) else (scored, None)
         if self.spec.bias_corrected and correction is None:  # LoRA has replaced the router
             raise ModelError(
                 f"LoRA on the router ({self.spec.names[0]}) of this family is not supported: its choice has a "
                 "correction, which would be lost; leave it out of --lora_target_modules"
             )
-        routing = choose_experts(logits, self.spec, correction)
+        routing = choose_experts(logits.astype("float32"), self.spec, correction)
         if self.training and paddle.in_dynamic_mode() and paddle.is_grad_enabled():
             return routing._replace(weights=self.balance.add(routing, counted))
         return routing

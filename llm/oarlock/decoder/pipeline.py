@@ -20,8 +20,9 @@ from oarlock.families.family import Family
 from oarlock.ops.attention import make_mask
 from oarlock.typing import Tensor
 
-# What stages pass on: the hidden states, then the ends (int32) and positions (int64) of packed or padded rows.
-Passed = Tensor | tuple[Tensor, ...]
+# What a layer of the list passes to the next: hidden states, and for packed or padded rows the ends of examples (int32)
+# and positions (int64).
+StageOutput = Tensor | tuple[Tensor, ...]
 _SHARED = "oarlock_shared_embedding"
 _INPUTS = ("input_ids", "attention_mask", "attn_mask_startend_row_indices", "position_ids")
 
@@ -29,20 +30,20 @@ _INPUTS = ("input_ids", "attention_mask", "attn_mask_startend_row_indices", "pos
 class EmbeddingStage(nn.Layer):
     """The first layer of the list."""
 
-    def __init__(self, model: Architecture, config: Any) -> None:
+    def __init__(self, arch: Architecture, config: Any) -> None:
         super().__init__()
-        self.embed_tokens = make_embedding(model, config)
-        self._model, self._config = model, config
+        self.embed_tokens = make_embedding(arch, config)
+        self._arch, self._config = arch, config
 
     @property
     def embedding_weight(self) -> Tensor:
         """The weight under the name by which stages share it."""
         return self.embed_tokens.weight
 
-    def forward(self, inputs: Any) -> Passed:
-        """Ids [batch, tokens], or a tuple of _INPUTS with None for what is not given."""
+    def forward(self, inputs: Any) -> StageOutput:
+        """Ids [batch, tokens], or a tuple of _INPUTS with None for missing ones."""
         ids, attention_mask, ends, positions = inputs if isinstance(inputs, tuple) else (inputs, None, None, None)
-        x = embed(self.embed_tokens, ids, self._model.embedding_scale, self._config)
+        x = embed(self.embed_tokens, ids, self._arch.embedding_scale, self._config)
         mask = make_mask(attention_mask, ends, flash=False)
         if mask.seen is not None:
             raise ValueError("a pipeline takes a mask [batch, tokens] or the ends of packed examples")
@@ -53,11 +54,11 @@ class EmbeddingStage(nn.Layer):
 
 
 class DecoderLayerStage(DecoderLayer):
-    """A decoder layer that takes and returns what stages pass on."""
+    """A decoder layer that passes on the ends and positions."""
 
-    def forward(self, passed: Passed) -> Passed:  # type: ignore[override]
-        """Run the layer on the hidden states; ends and positions are passed on."""
-        x, *others = passed if isinstance(passed, tuple) else (passed,)
+    def forward(self, inputs: StageOutput) -> StageOutput:  # type: ignore[override]
+        """Run the layer on the hidden states."""
+        x, *others = inputs if isinstance(inputs, tuple) else (inputs,)
         ends = next((tensor for tensor in others if tensor.dtype == paddle.int32), None)
         positions = next((tensor for tensor in others if tensor.dtype == paddle.int64), None)
         tokens = self.config.seq_length if self.config.sequence_parallel else x.shape[1]
@@ -67,15 +68,15 @@ class DecoderLayerStage(DecoderLayer):
 
 
 class NormStage(nn.Layer):
-    """The last norm, after which ends and positions are not needed."""
+    """The final norm. The output layer needs no ends and positions."""
 
-    def __init__(self, model: Architecture, config: Any) -> None:
+    def __init__(self, arch: Architecture, config: Any) -> None:
         super().__init__()
-        self.norm = RMSNorm(model.hidden, model.norm_epsilon, config, model.norm_offset)
+        self.norm = RMSNorm(arch.hidden, arch.norm_epsilon, config, arch.norm_offset)
 
-    def forward(self, passed: Passed) -> Tensor:
+    def forward(self, inputs: StageOutput) -> Tensor:
         """Norm the hidden states."""
-        return self.norm(passed[0] if isinstance(passed, tuple) else passed)
+        return self.norm(inputs[0] if isinstance(inputs, tuple) else inputs)
 
 
 class DecoderForCausalLMPipe(PipelinePretrainedModel, PipelineLayer):
@@ -88,13 +89,13 @@ class DecoderForCausalLMPipe(PipelinePretrainedModel, PipelineLayer):
     def __init__(self, config: Any) -> None:
         assert self.family.decoder is not None
         self.config, self.architecture = config, self.family.decoder(config)
-        model, topology = self.architecture, fleet.get_hybrid_communicate_group().topology()
-        self._add(EmbeddingStage, model.prefix, model=model, shared=model.tied)
-        for i, block in enumerate(model.blocks):
-            self._add(DecoderLayerStage, f"{model.prefix}.layers.{i}", spec=block, model=model)
-        self._add(NormStage, model.prefix, model=model)
-        self._add(LMHead, "lm_head", model=model, shared=model.tied)
-        divides = len(model.blocks) % topology.get_dim_size("pipe") == 0
+        arch, topology = self.architecture, fleet.get_hybrid_communicate_group().topology()
+        self._add(EmbeddingStage, arch.prefix, arch=arch, shared=arch.tied)
+        for i, block in enumerate(arch.blocks):
+            self._add(DecoderLayerStage, f"{arch.prefix}.layers.{i}", spec=block, arch=arch)
+        self._add(NormStage, arch.prefix, arch=arch)
+        self._add(LMHead, "lm_head", arch=arch, shared=arch.tied)
+        divides = len(arch.blocks) % topology.get_dim_size("pipe") == 0
         PipelineLayer.__init__(
             self,
             layers=self.get_sequential_layers(),

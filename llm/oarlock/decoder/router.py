@@ -42,10 +42,16 @@ class Router(nn.Linear):
             self.e_score_correction_bias.stop_gradient = True
             self.e_score_correction_bias.read_outside = True  # by the mixture; see oarlock.models.layer_offload
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[tokens, hidden] -> logits, float32 [tokens, experts]. bfloat16 could not tell close experts apart."""
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """[tokens, hidden] -> logits, float32 [tokens, experts], and the correction [experts] if there is one.
+
+        bfloat16 could not tell close experts apart. The correction is a copy: where layers are in memory only while
+        they run, the parameter itself is gone afterwards.
+        """
         with paddle.amp.auto_cast(False):
-            return functional.linear(x.astype("float32"), self.weight.astype("float32"))
+            logits = functional.linear(x.astype("float32"), self.weight.astype("float32"))
+        correction = getattr(self, "e_score_correction_bias", None)
+        return logits if correction is None else (logits, correction.clone())
 
 
 def choose_experts(logits: Tensor, spec: MoE, correction: Tensor | None = None) -> Routing:

@@ -47,7 +47,7 @@ def log_once(message: str) -> None:
         get_logger(_ROOT).info(message)
 
 
-def progress_bar(total: int, desc: str, unit: str, **options: Any) -> tqdm:
+def make_progress_bar(total: int, desc: str, unit: str, **options: Any) -> tqdm:
     """A progress bar on rank 0, or a line every 30 seconds without a terminal. Work of up to a second shows none."""
     pace = {"delay": 1.0} if sys.stderr.isatty() else {"delay": 20.0, "mininterval": 30.0, "maxinterval": 60.0}
     return tqdm(total=total, desc=desc, unit=unit, disable=not is_first_rank(), **pace, **options)

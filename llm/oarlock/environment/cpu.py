@@ -10,7 +10,7 @@ from pathlib import Path
 from oarlock.environment.ranks import local_world_size
 
 
-def available_cores() -> int:
+def count_available_cores() -> int:
     """Cores that this process may use: its CPU affinity, limited by the container's quota (cgroup v2 or v1)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_quota(Path("/sys/fs/cgroup"))
@@ -40,4 +40,4 @@ def choose_num_threads(requested: int | None = None) -> int:
     launched = "PADDLE_LOCAL_SIZE" in os.environ
     if from_environment.isdigit() and (int(from_environment) > 1 or not launched):
         return int(from_environment)
-    return max(1, available_cores() // local_world_size())
+    return max(1, count_available_cores() // local_world_size())

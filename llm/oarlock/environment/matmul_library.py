@@ -24,7 +24,7 @@ _HANDLE = "_ZN3phi7dynload16mklml_dso_handleE"  # of the library in which Paddle
 _gemm: ctypes.CDLL | None = None
 
 
-def requested_library() -> str:
+def read_requested_library() -> str:
     """The library that the variable OARLOCK_GEMM requests, or "".
 
     Raises:
@@ -37,7 +37,7 @@ def requested_library() -> str:
 
 
 @functools.cache
-def processor_vendor() -> str:
+def read_processor_vendor() -> str:
     """The processor's vendor as in CPUID (GenuineIntel, AuthenticAMD, ...), or "" if Linux does not report it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -48,7 +48,7 @@ def processor_vendor() -> str:
 
 def choose_library() -> str:
     """The requested library, or the faster one on this processor."""
-    return requested_library() or (MKL if processor_vendor() in ("", "GenuineIntel") else ONEDNN)
+    return read_requested_library() or (MKL if read_processor_vendor() in ("", "GenuineIntel") else ONEDNN)
 
 
 def use_library(library: str) -> str:

@@ -29,7 +29,9 @@ class AvailableMemory:
     where: str
 
 
-def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> AvailableMemory | None:
+def measure_available_memory(
+    proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")
+) -> AvailableMemory | None:
     """The memory that this process can still allocate: the least of the machine's, its container's and its own limits.
 
     File caches and swap count as available. None if the system does not report it.
@@ -75,7 +77,7 @@ def freeze_garbage_collection() -> Iterator[None]:
         gc.unfreeze()
 
 
-def available_gpu_memory(device: str) -> AvailableMemory:
+def measure_available_gpu_memory(device: str) -> AvailableMemory:
     """The memory that Paddle can still allocate on a GPU ("gpu:0"). Other programs on the GPU are not counted."""
     import paddle
 

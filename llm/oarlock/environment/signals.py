@@ -51,7 +51,7 @@ def stop_if_terminated() -> None:
 
 
 @contextlib.contextmanager
-def signals_restored() -> Iterator[None]:
+def restore_signals() -> Iterator[None]:
     """On leaving, restore the handlers of SIGTERM and SIGINT, and forget a signal that stopped a run inside."""
     global _terminated
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from paddlenlp.transformers import PretrainedConfig
 
-from oarlock.environment.console import get_logger, progress_bar
+from oarlock.environment.console import get_logger, make_progress_bar
 from oarlock.environment.paddle_import import on_cpu
 from oarlock.export.convert_tensors import OrderedReader, list_converted_tensors, unfuse_config
 from oarlock.export.manifest import write_manifest
@@ -165,7 +165,7 @@ def _write(
             [stored[tensor.name] for shard in split_into_files(tensors, options.shard_bytes) for tensor in shard]
         )
         total = sum(tensor.num_bytes for tensor in tensors)
-        with progress_bar(total, "convert", "B", unit_scale=True) as bar:
+        with make_progress_bar(total, "convert", "B", unit_scale=True) as bar:
             return tensors, write_weights(tensors, folder, options.shard_bytes, bar.update, _LAYOUTS[to])
 
 

@@ -23,7 +23,7 @@ from oarlock.export.static_graph import GRAPH, write_graph
 from oarlock.export.tokenizer_files import write_tokenizer_files
 from oarlock.export.triton import export_triton
 from oarlock.files import remove_folder
-from oarlock.formats.quoting import shell_word
+from oarlock.formats.quoting import quote_shell_word
 from oarlock.merge.inputs import AdapterMix
 from oarlock.merge.merge import MergeOptions, merge
 from oarlock.model_config.load import read_config
@@ -68,9 +68,9 @@ def export(request: ExportRequest) -> None:
             _finish(request, result, facts)
     use = "exported"
     if request.target in ("vllm", "fastdeploy"):
-        use = f"start it with `bash {shell_word(request.output / START_FILE)}`"
+        use = f"start it with `bash {quote_shell_word(request.output / START_FILE)}`"
     elif request.target == "triton":
-        use = f"start it with `oarlock serve {shell_word(request.output)}`"
+        use = f"start it with `oarlock serve {quote_shell_word(request.output)}`"
     elif request.target == "paddle-inference":
         use = f"{GRAPH}.json and {GRAPH}.pdiparams for paddle.inference (call disable_mkldnn() on a CPU)"
     logger.info(f"{request.output}: {use}")

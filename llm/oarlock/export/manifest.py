@@ -11,11 +11,11 @@ from annotated_types import Ge, Len
 from typing_extensions import NotRequired, TypedDict
 
 from oarlock.errors import ModelError
-from oarlock.files import file_sha256, stream_sha256, write_json
+from oarlock.files import compute_sha256, stream_sha256, write_json
 from oarlock.formats.json_file import INDEX_BYTES, read_json_if_there
 from oarlock.formats.links import open_inside
 from oarlock.formats.names import is_plain_path
-from oarlock.versions import package_versions
+from oarlock.versions import read_package_versions
 
 MANIFEST_FILE = "oarlock_export.json"
 _FORMAT = 1
@@ -57,10 +57,10 @@ def write_manifest(folder: Path, known: Mapping[str, str] | None = None, **facts
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST_FILE:
-            files[name] = {"bytes": path.stat().st_size, "sha256": known.get(name) or file_sha256(path)}
+            files[name] = {"bytes": path.stat().st_size, "sha256": known.get(name) or compute_sha256(path)}
     template = folder / "chat_template.jinja"
     facts.setdefault("template", template.read_text(encoding="utf-8") if template.is_file() else None)
-    content = {"format": _FORMAT, **facts, "files": files, "versions": package_versions()}
+    content = {"format": _FORMAT, **facts, "files": files, "versions": read_package_versions()}
     write_json(folder / MANIFEST_FILE, content)
     return content
 

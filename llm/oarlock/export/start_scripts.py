@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from oarlock.errors import ModelError
-from oarlock.export.checks.findings import read_object, shown_value
+from oarlock.export.checks.findings import format_value, read_object
 from oarlock.export.servers import SERVED_NAME, SERVERS, find_server_note
 from oarlock.files import PEFT_FILE
-from oarlock.formats.quoting import shell_word
+from oarlock.formats.quoting import quote_shell_word
 
 START_FILE = "start.sh"
 ADAPTERS = "adapters"  # folder of the adapters that are exported next to a model
@@ -83,22 +83,24 @@ def format_start_script(
     note = find_server_note(target, named[0]) if isinstance(named, list) and named and isinstance(named[0], str) else ""
     lora = flags = ""
     if adapters:
-        modules = " ".join(f'{shell_word(word)}="$MODEL"/{shell_word(f"{ADAPTERS}/{word}")}' for word in adapters)
+        modules = " ".join(
+            f'{quote_shell_word(word)}="$MODEL"/{quote_shell_word(f"{ADAPTERS}/{word}")}' for word in adapters
+        )
         rank = max(_check_whole_number(f"{PEFT_FILE}, r", rank, _MOST_RANK) for rank in adapters.values())
         rank = next((size for size in _VLLM_RANKS if size >= rank), rank)
-        lora = _LORA.format(rank=shell_word(rank), modules=modules)
+        lora = _LORA.format(rank=quote_shell_word(rank), modules=modules)
         flags = ' \\\n  --enable-lora --max-lora-rank "$MAX_RANK" --lora-modules "${ADAPTERS[@]}"'
     dtype = str(config.get("torch_dtype", "auto"))
     if dtype not in _DTYPES:
-        raise ModelError(f"config.json, torch_dtype: {shown_value(dtype)} is not one of {', '.join(_DTYPES)}")
+        raise ModelError(f"config.json, torch_dtype: {format_value(dtype)} is not one of {', '.join(_DTYPES)}")
     field = next((key for key in LENGTHS if config.get(key) is not None), None)
     length = _DEFAULT_LENGTH
     if field is not None:
         length = _check_whole_number(f"config.json, {field}", config[field], MOST_LENGTH)
     body = (_VLLM if target == "vllm" else _FASTDEPLOY).format(
-        name=shell_word(name),
-        dtype=shell_word(dtype),
-        length=shell_word(length),
+        name=quote_shell_word(name),
+        dtype=quote_shell_word(dtype),
+        length=quote_shell_word(length),
         lora=lora,
         lora_flags=flags,
     )
@@ -131,5 +133,5 @@ def write_start_script(
 
 def _check_whole_number(place: str, value: Any, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise ModelError(f"{place}: must be a whole number from 1 to {most:,}; it is {shown_value(value)}")
+        raise ModelError(f"{place}: must be a whole number from 1 to {most:,}; it is {format_value(value)}")
     return value

@@ -23,7 +23,7 @@ from oarlock.errors import ModelError
 from oarlock.export.manifest import write_manifest
 from oarlock.export.requirements import REQUIREMENTS_FILE, format_requirements
 from oarlock.export.servers import SERVED_NAME
-from oarlock.files import file_sha256, new_folder, require_empty
+from oarlock.files import compute_sha256, create_folder, require_empty
 from oarlock.model_config.load import find_model_class, read_config
 from oarlock.models.load_finetuned import check_base
 from oarlock.models.open_weights import open_weights
@@ -81,7 +81,7 @@ def export_triton(model: Path, adapters: Mapping[str, Path], output: Path, name:
     _check(model, adapters, name)
     require_empty(output)
     try:
-        with new_folder(output, find_readers(model, *map(Path, adapters.values()))) as folder:
+        with create_folder(output, find_readers(model, *map(Path, adapters.values()))) as folder:
             for own, config in configs.items():
                 _write_model(folder / config.name, own, config)
             version = folder / name / "1"
@@ -92,7 +92,7 @@ def export_triton(model: Path, adapters: Mapping[str, Path], output: Path, name:
                 sources[version / "adapters" / adapter] = Path(place)
             (folder / REQUIREMENTS_FILE).write_text(format_requirements(), encoding="utf-8")
             hashes = {
-                path.relative_to(folder).as_posix(): file_sha256(path)
+                path.relative_to(folder).as_posix(): compute_sha256(path)
                 for path in sorted(folder.rglob("*"))
                 if path.is_file()
             }
@@ -171,7 +171,7 @@ def _count_same_files(folder: Path, sources: Mapping[Path, Path], hashes: Mappin
     for target, source in sources.items():
         for path in sorted(path for path in target.rglob("*") if path.is_file()):
             own = source / path.relative_to(target)
-            if not path.samefile(own) and file_sha256(own) != hashes[path.relative_to(folder).as_posix()]:
+            if not path.samefile(own) and compute_sha256(own) != hashes[path.relative_to(folder).as_posix()]:
                 raise ModelError(f"{own} changed while it was exported; nothing was written")
             count += 1
     return count

@@ -97,7 +97,7 @@ class Family:
         kv_axes: order of "batch", "token" and "head" in the keys and values a layer accepts (the size of a head is
             last). Empty where prefix tuning can't pass any.
         positions_follow_prefix: text positions continue after a trained prefix; elsewhere they start at 0.
-        why_not: attribute -> the reason, where a reader may expect what is missing.
+        why_not: attribute -> the reason why the family lacks it.
         published_as: another name in published files.
         gated_mlp: the feed-forward has a third, gating matrix.
         free_head_dim: the size of a head is a field of its own, not hidden size / heads.
@@ -121,8 +121,13 @@ class Family:
         own_config: its configuration class is ours, with transformers' fields. Else it is PaddleNLP's.
         forward: what its forward needs besides ids.
         counts_padding: positions are columns of the batch, padding included.
+<<<<<<< HEAD
+        packing: PaddleNLP's model keeps packed examples apart by a mask [batch, tokens, tokens] and position ids. (Our
+            decoder always does.)
+=======
         packing: PaddleNLP's model takes a mask [batch, tokens, tokens] and position ids, which keep packed examples
             apart. Our decoder always does.
+>>>>>>> main
         takes_position_ids: a static graph has position ids as an input; else the model derives them.
         graph_change: what has to change before Paddle can translate the model: a key of oarlock.export.static_graph.
         servers: that can run an export in Hugging Face's layout.

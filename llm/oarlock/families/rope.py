@@ -8,7 +8,7 @@ from typing import Any
 from oarlock.errors import ModelError
 from oarlock.families.architecture import Rope
 
-LENGTH = "original_max_position_embeddings"  # Phi-3 has it beside the other numbers
+LENGTH = "original_max_position_embeddings"  # in Phi-3, next to the other numbers
 _MAY_BE_0 = ("mscale", "mscale_all_dim")  # which means that there is none
 _LISTS = ("short_factor", "long_factor")
 # The numbers of each kind of scaling, by transformers' names: those that it needs, and others that it reads.

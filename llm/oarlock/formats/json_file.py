@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast, overloa
 
 from oarlock.errors import ModelError, OarlockError
 from oarlock.formats.files import is_missing, read_bytes
-from oarlock.formats.json_places import doubled_line, line_of, too_deep_line
+from oarlock.formats.json_places import find_doubled_line, find_line, find_too_deep_line
 
 if TYPE_CHECKING:
     from pydantic_core import SchemaValidator
@@ -135,7 +135,7 @@ def parse_json(
         if _ESCAPED_SURROGATE.search(text):
             _check_characters(found)
     except _Doubled as problem:
-        line = doubled_line(text)
+        line = find_doubled_line(text)
         raise error(f"{name}{f':{line}' if line else ''}: {problem} appears twice in one object") from problem
     except _Refused as problem:
         # The beginning of a long part is enough; a pattern of megabytes would take seconds.
@@ -166,14 +166,14 @@ def _check_nesting(
     """Refuse too much nesting, or too many objects and lists, before any of them is built."""
     if content.count(b"[") + content.count(b"{") <= depth:
         return
-    levels, found = nesting(content)
+    levels, found = measure_nesting(content)
     if found > containers:
         raise error(f"{name}: more than {containers:,} objects and lists, too many for a file of this kind")
     if levels > depth:
-        raise error(f"{name}:{too_deep_line(text, depth)}: objects and lists more than {depth} levels deep")
+        raise error(f"{name}:{find_too_deep_line(text, depth)}: objects and lists more than {depth} levels deep")
 
 
-def nesting(content: bytes) -> tuple[int, int]:
+def measure_nesting(content: bytes) -> tuple[int, int]:
     """Return the nesting depth of a JSON text, and its number of objects and lists."""
     brackets = _STRING.sub(b"", content).translate(None, _NOT_BRACKETS)
     levels = max(itertools.accumulate(map(_STEP.__getitem__, brackets)), default=0)
@@ -183,11 +183,11 @@ def nesting(content: bytes) -> tuple[int, int]:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise _Doubled(doubled_field(pairs))
+        raise _Doubled(find_doubled_field(pairs))
     return found
 
 
-def doubled_field(pairs: list[tuple[str, Any]]) -> str:
+def find_doubled_field(pairs: list[tuple[str, Any]]) -> str:
     """Name the first duplicate field of an object, for a message."""
     twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
     return f"field {twice[:200]!r}"
@@ -243,12 +243,12 @@ def check_content(
     """
     from pydantic_core import ValidationError
 
-    from oarlock.formats.messages import what_is_right
+    from oarlock.formats.messages import describe_schema
 
     try:
         return cast(Checked, _validator(cast(Any, schema)).validate_python(found, strict=True, extra=extra))
     except ValidationError as problem:
-        _, sentence, more = what_is_right(problem, found)
+        _, sentence, more = describe_schema(problem, found)
         raise error(f"{name}: {sentence}{more}") from problem
 
 
@@ -284,7 +284,7 @@ def _checked(
         return cast(Checked, found)
     from pydantic_core import ValidationError
 
-    from oarlock.formats.messages import what_is_right
+    from oarlock.formats.messages import describe_schema
 
     try:
         # Validates the text, not `found`: only then are lists converted to tuples and objects to dataclasses.
@@ -292,6 +292,6 @@ def _checked(
     except ValidationError as problem:
         if problem.error_count() > _MOST_PROBLEMS:
             raise error(f"{name}: {problem.error_count():,} fields are wrong or unknown") from problem
-        field, sentence, more = what_is_right(problem, found)
-        line = line_of(text, field)
+        field, sentence, more = describe_schema(problem, found)
+        line = find_line(text, field)
         raise error(f"{name}{f':{line}' if line else ''}: {sentence}{more}") from problem

@@ -13,7 +13,7 @@ _MAX_CHARACTERS = 1 << 23  # scanning more takes seconds
 Field = tuple[str | int, ...]
 
 
-def fields_with_lines(text: str) -> Iterator[tuple[Field, int]]:
+def locate_fields(text: str) -> Iterator[tuple[Field, int]]:
     """Yield every field and element of a valid JSON text in order, with the line that it begins on."""
     path: list[str | int] = []
     kinds: list[str] = []  # open brackets
@@ -40,16 +40,16 @@ def fields_with_lines(text: str) -> Iterator[tuple[Field, int]]:
                 key = json.loads(word, strict=False)
 
 
-def line_of(text: str, field: Field) -> int:
+def find_line(text: str, field: Field) -> int:
     """Return the line of a field in a valid JSON text. 0 for the root, or if the text is too long to search."""
     if not field or len(text) > _MAX_CHARACTERS:
         return 0
     if "\n" not in text:
         return 1
-    return next((line for place, line in fields_with_lines(text) if place == field), 0)
+    return next((line for place, line in locate_fields(text) if place == field), 0)
 
 
-def doubled_line(text: str) -> int:
+def find_doubled_line(text: str) -> int:
     """Return the line of the first duplicate field in a JSON text, or 0 if the text is too long to search."""
     if len(text) > _MAX_CHARACTERS:
         return 0
@@ -57,7 +57,7 @@ def doubled_line(text: str) -> int:
         return 1
     seen: list[set[Field]] = []  # by depth
     try:
-        for place, line in fields_with_lines(text):
+        for place, line in locate_fields(text):
             del seen[len(place) :]
             while len(seen) < len(place):
                 seen.append(set())
@@ -69,7 +69,7 @@ def doubled_line(text: str) -> int:
     return 0
 
 
-def too_deep_line(text: str, depth: int) -> int:
+def find_too_deep_line(text: str, depth: int) -> int:
     """Return the line of the first bracket that exceeds a nesting depth."""
     level = 0
     for token in _TOKEN.finditer(text):

@@ -47,7 +47,7 @@ class Foreign:
         )
 
 
-def own_links(folder: Path, sources: Iterable[Path]) -> None:
+def find_own_links(folder: Path, sources: Iterable[Path]) -> None:
     """Allow links from a folder that this process made into the folders it links to."""
     _OWN[_real(folder)] = tuple(root for source in sources for root in _roots(source))
 
@@ -60,11 +60,11 @@ def check_links(folder: str | Path, *, error: type[OarlockError] = ModelError) -
     Raises:
         OarlockError: of class `error`, with the file, where it leads, and what to do.
     """
-    for found in foreign_entries(folder):
+    for found in find_foreign_entries(folder):
         raise error(found.text())
 
 
-def foreign_entries(folder: str | Path, *, hidden: bool = False) -> Iterator[Foreign]:
+def find_foreign_entries(folder: str | Path, *, hidden: bool = False) -> Iterator[Foreign]:
     """Yield what check_links() refuses, ordered by depth and name.
 
     Args:

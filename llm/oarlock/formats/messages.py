@@ -33,7 +33,7 @@ _IN_WORDS = {
 _SHOULD = re.compile(r"^(Input|String|List|Dictionary|Tuple|Set|Value|Keys) should")
 
 
-def what_is_right(problem: ValidationError, found: Any) -> tuple[Field, str, str]:
+def describe_schema(problem: ValidationError, found: Any) -> tuple[Field, str, str]:
     """Return the field of the first problem, a sentence about it, and a note on the others.
 
     Args:

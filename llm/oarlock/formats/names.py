@@ -13,7 +13,7 @@ _NOT_IN_NAMES = re.compile(r'[<>"|?*:]')  # reserved on Windows; a colon also st
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])", re.IGNORECASE)
 
 
-def name_problem(name: object) -> str:
+def find_name_problem(name: object) -> str:
     """Return why `name` is not a plain file name, or "" if it is one."""
     if not isinstance(name, str):
         return "not a string"
@@ -36,4 +36,4 @@ def name_problem(name: object) -> str:
 
 def is_plain_path(name: str) -> bool:
     """Whether a path with slashes consists of plain names only, so that it stays below its folder."""
-    return len(name) < 4096 and not any(map(name_problem, name.split("/")))
+    return len(name) < 4096 and not any(map(find_name_problem, name.split("/")))

@@ -11,7 +11,7 @@ from pathlib import Path
 from oarlock.errors import ModelError
 
 
-def shell_word(value: str | int | Path) -> str:
+def quote_shell_word(value: str | int | Path) -> str:
     """Quote a value as one word of a POSIX shell.
 
     Raises:

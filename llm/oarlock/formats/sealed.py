@@ -19,7 +19,7 @@ SEAL = "sha256"
 _SEALED = re.compile(rb'(\{.*),\n "sha256": "([0-9a-f]{64})"\n\}\n', re.DOTALL)
 
 
-def sealed_text(content: Mapping[str, Any]) -> str:
+def seal_text(content: Mapping[str, Any]) -> str:
     """Return indented JSON whose last field, "sha256", is the checksum of the text before it.
 
     Raises:

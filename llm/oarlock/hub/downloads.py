@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from oarlock.environment.console import progress_bar
+from oarlock.environment.console import make_progress_bar
 from oarlock.errors import EnvironmentProblem, ModelError, first_line
 from oarlock.files import locked
 from oarlock.formats.json_file import TOKENIZER_BYTES
-from oarlock.formats.names import name_problem
+from oarlock.formats.names import find_name_problem
 from oarlock.hub.http_download import RemoteFile, check_sizes, download, look_up_file
 
 _ENDPOINT = "https://bj.bcebos.com/paddlenlp"
@@ -67,7 +67,7 @@ def _check(name: str, files: Sequence[str]) -> None:
     if not _NAME.fullmatch(name) or ".." in name:
         raise ModelError(f"{name!r} is not a name on a hub (NAME or OWNER/NAME, of letters, digits, '.', '_' and '-')")
     for file in files:
-        if problem := name_problem(file):
+        if problem := find_name_problem(file):
             raise ModelError(f"model {name}: {file!r} is not a valid name of a file to download: {problem}")
 
 
@@ -93,7 +93,7 @@ def _fetch_from_store(name: str, files: Sequence[str], missing_ok: bool) -> Path
             check_sizes([remote for _, remote in found], place, lambda remote: _limit_bytes(remote.url))
             with (
                 locked(place / ".download.lock"),
-                progress_bar(sum(remote.size or 0 for _, remote in found), name, "B", unit_scale=True) as bar,
+                make_progress_bar(sum(remote.size or 0 for _, remote in found), name, "B", unit_scale=True) as bar,
             ):
                 for file, remote in found:
                     if not (place / file).is_file():  # another process downloaded it meanwhile

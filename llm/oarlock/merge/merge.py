@@ -13,7 +13,7 @@ from paddlenlp.transformers import PretrainedConfig
 
 from oarlock.data.templates.chat_template import choose_template, find_own_template
 from oarlock.data.tokenizers.load import has_tokenizer, load_tokenizer
-from oarlock.environment.console import get_logger, progress_bar
+from oarlock.environment.console import get_logger, make_progress_bar
 from oarlock.environment.paddle_import import on_cpu
 from oarlock.files import require_empty, write_json
 from oarlock.merge.deltas import LoraDelta, find_deltas
@@ -27,7 +27,7 @@ from oarlock.models.load_finetuned import check_base
 from oarlock.models.open_weights import open_weights
 from oarlock.models.proof import TOLERANCES
 from oarlock.peft.adapter_folder import Base
-from oarlock.versions import package_versions
+from oarlock.versions import read_package_versions
 from oarlock.weights.buffers import array_type, copy_array, row_ranges
 from oarlock.weights.layout import parameter_shards
 from oarlock.weights.load import Request, check_source
@@ -100,7 +100,7 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
         trained_base = DequantizedBase(source, mix)
         merged = _list_tensors(source, trained_base, mix, config, options.dtype)
         check_space(merged, output, "the merged model")
-        with progress_bar(sum(tensor.num_bytes for tensor in merged), "merge", "B", unit_scale=True) as bar:
+        with make_progress_bar(sum(tensor.num_bytes for tensor in merged), "merge", "B", unit_scale=True) as bar:
             write_weights(merged, folder, options.max_shard_bytes, bar.update)
         _write_rest(base, mix, config, find_main_dtype(merged), folder)
         proof = None
@@ -113,7 +113,7 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
                 {"folder": str(p.adapter.folder), "weight": p.weight, "settings": p.adapter.settings} for p in mix.parts
             ],
             "proof": None if proof is None else asdict(proof),
-            "versions": package_versions(),
+            "versions": read_package_versions(),
         }
         write_json(folder / MERGE_FILE, record)
     size = sum(tensor.num_bytes for tensor in merged)

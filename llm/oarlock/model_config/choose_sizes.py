@@ -22,7 +22,6 @@ from oarlock.model_config.proportions import (
     derive_fields,
     has_square_attention,
     interpolate_proportions,
-    read_head_dim,
 )
 
 # Widths from `least` on are multiples of the first number: tensor parallelism of 8 splits them evenly, and matrix
@@ -193,9 +192,9 @@ class _Search:
     def _list_candidates(self, ideal: Proportions, tied: bool) -> Iterator[tuple[float, dict[str, Any]]]:
         """Yield (difference from the proportions, fields)."""
         wanted = self.request.parameters
-        layers = (
-            [self.request.layers] if self.request.layers else _list_near(ideal.layers, 2 if ideal.layers > 5 else 1)
-        )
+        layers = [self.request.layers or 0]
+        if not self.request.layers:
+            layers = _list_near(ideal.layers, 2 if ideal.layers > 5 else 1)
         for hidden, heads, head_dim in self._list_frames(ideal):
             strange = (math.log(hidden / ideal.hidden) / _OF_HIDDEN) ** 2
             strange += _OF_HEAD_DIM * ((head_dim != ideal.head_dim) + bool(head_dim % 16) + bool(head_dim % 32))

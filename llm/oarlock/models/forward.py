@@ -1,7 +1,7 @@
 """Adapters for models of PaddleNLP whose forward differs from our decoder's (paddlenlp 3.0.0b4).
 
-Our decoder accepts ids [batch, tokens] that are read from left to right, a mask [batch, keys] (1 for text; keys include those
-of earlier calls) and positions [batch, tokens]. All but the ids are optional. These models differ:
+Our decoder accepts ids [batch, tokens] that are read from left to right, a mask [batch, keys] (1 for text; keys include
+those of earlier calls) and positions [batch, tokens]. All but the ids are optional. These models differ:
 
 - GLM tests its mask with `attention_mask.dim == 1`, without calling the method, so it only understands a complete mask
   [batch, 1, queries, keys]. With its default of zeros every token attends to every other. Its positions are pairs.
@@ -28,7 +28,7 @@ from paddlenlp.generation.utils import GenerationMixin
 from paddlenlp.transformers.chatglm_v2.modeling_pp import EmbeddingPipe
 from paddlenlp.transformers.opt.modeling import MultiHeadAttention
 
-from oarlock.compat.model_forward import NamedArguments, named_arguments, set_forward
+from oarlock.compat.model_forward import NamedArguments, bind_arguments, set_forward
 from oarlock.families.family import Forward
 from oarlock.families.registry import FAMILIES
 
@@ -45,7 +45,7 @@ def adapt_inputs(model: nn.Layer) -> None:
         return
     complete = _COMPLETERS[family.forward]
     plain = model.forward
-    name, past = named_arguments(plain)
+    name, past = bind_arguments(plain)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         named = name(*args, **kwargs)

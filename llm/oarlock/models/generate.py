@@ -12,6 +12,7 @@ from oarlock.data.files.text_readers import check_characters
 from oarlock.data.tokenizers.offsets import tokenize
 from oarlock.environment.paddle_import import set_paddlenlp_log_level
 from oarlock.errors import ConfigError, ModelError
+from oarlock.families.architecture import Attention
 from oarlock.model_config.generation_config import read_token_ids
 from oarlock.models.build import find_position_limit
 from oarlock.models.load_finetuned import load_finetuned
@@ -21,15 +22,13 @@ DEFAULT_TOKENS = 64  # most tokens of an answer
 NextIds = Callable[[list[list[int]]], list[int]]
 
 
-@paddle.no_grad()
 def generate_ids(
     model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], max_new_tokens: int, ends: Collection[int] | None = None
 ) -> list[list[int]]:
     """Generate new token ids of each row, without the token that ends it.
 
     Shorter rows are padded on the left and masked, and positions start where the text does, so an answer is the one
-    that
-    the row would get alone.
+    that the row would get alone.
 
     Args:
         rows: prompt ids of each, [tokens].
@@ -38,6 +37,8 @@ def generate_ids(
     Raises:
         ModelError: for ids beyond the model's vocabulary.
     """
+    if len(rows) > 1 and _has_window_and_prefix(model):  # padding between prefix and text would count in the window
+        return [generate_ids(model, tokenizer, [row], max_new_tokens, ends)[0] for row in rows]
     ends = read_token_ids(tokenizer.eos_token_id, "the tokenizer") if ends is None else tuple(ends)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
     longest = max(len(row) for row in rows)
@@ -53,19 +54,28 @@ def generate_ids(
             f"the tokenizer gives token {largest:,}, and the model has {size:,} rows (vocab_size of its config.json): "
             "they do not match"
         )
-    new_ids, _ = model.generate(
-        input_ids=paddle.to_tensor(input_ids),
-        attention_mask=paddle.to_tensor(mask),
-        position_ids=paddle.to_tensor(positions),
-        max_new_tokens=max_new_tokens,
-        decode_strategy="greedy_search",
-        eos_token_id=list(ends) or None,
-        pad_token_id=pad,
-        bos_token_id=tokenizer.bos_token_id,
-        use_cache=True,
-    )
+    with paddle.no_grad():
+        new_ids, _ = model.generate(
+            input_ids=paddle.to_tensor(input_ids),
+            attention_mask=paddle.to_tensor(mask),
+            position_ids=paddle.to_tensor(positions),
+            max_new_tokens=max_new_tokens,
+            decode_strategy="greedy_search",
+            eos_token_id=list(ends) or None,
+            pad_token_id=pad,
+            bos_token_id=tokenizer.bos_token_id,
+            use_cache=True,
+        )
     found = new_ids.numpy().tolist()
     return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in found]
+
+
+def _has_window_and_prefix(model: Any) -> bool:
+    spec = getattr(model, "architecture", None)  # None for PaddleNLP's models
+    if spec is None or "prefix_encoder" not in model._sub_layers:
+        return False
+    attentions = (block.attention for block in spec.blocks)
+    return any(isinstance(attention, Attention) and attention.window for attention in attentions)
 
 
 def generate_without_cache(

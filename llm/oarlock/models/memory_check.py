@@ -11,10 +11,10 @@ from paddlenlp.transformers import PretrainedConfig
 
 from oarlock.environment.memory import (
     AvailableMemory,
-    available_gpu_memory,
-    available_memory,
     check_memory,
     format_bytes,
+    measure_available_gpu_memory,
+    measure_available_memory,
 )
 from oarlock.environment.ranks import world_size
 from oarlock.errors import ModelError
@@ -98,4 +98,4 @@ def _count_bytes(tensor: paddle.Tensor) -> int:
 def measure_available() -> AvailableMemory | None:
     """Available memory of the current device; None if the system does not tell."""
     device = paddle.device.get_device()
-    return available_gpu_memory(device) if device.startswith("gpu") else available_memory()
+    return measure_available_gpu_memory(device) if device.startswith("gpu") else measure_available_memory()

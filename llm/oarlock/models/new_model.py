@@ -10,7 +10,7 @@ from paddlenlp.transformers import PretrainedConfig
 
 from oarlock.data.templates.chat_template import choose_template, find_own_template
 from oarlock.data.tokenizers.load import load_tokenizer
-from oarlock.environment.console import progress_bar
+from oarlock.environment.console import make_progress_bar
 from oarlock.errors import ConfigError
 from oarlock.files import require_empty
 from oarlock.model_config.choose_sizes import ChosenSizes, SizeRequest, choose_sizes
@@ -87,7 +87,9 @@ def write_new_model(
                     for name, shape in source.shapes.items()
                 ]
                 check_space(tensors, folder, _WHAT)
-                with progress_bar(sum(tensor.num_bytes for tensor in tensors), "write", "B", unit_scale=True) as bar:
+                with make_progress_bar(
+                    sum(tensor.num_bytes for tensor in tensors), "write", "B", unit_scale=True
+                ) as bar:
                     write_weights(tensors, folder, max_shard_bytes, bar.update)
         save_config(config, folder, dtype)
         if tokenizer_name is not None:

@@ -12,7 +12,7 @@ from paddle.base.framework import EagerParamBase
 
 from oarlock.data.templates.chat_template import choose_template, find_own_template
 from oarlock.data.tokenizers.load import load_tokenizer
-from oarlock.environment.console import get_logger, progress_bar
+from oarlock.environment.console import get_logger, make_progress_bar
 from oarlock.environment.paddle_import import on_cpu
 from oarlock.errors import ModelError
 from oarlock.files import require_empty
@@ -96,7 +96,7 @@ def resize_embedding(
             read = partial(_read_grown, source, name, old[name].slice.shape, new[name], array_type(stored))
             tensors.append(TensorSource(name, stored, new[name], read))
         check_space(tensors, output, _WHAT)
-        with progress_bar(sum(tensor.num_bytes for tensor in tensors), "resize", "B", unit_scale=True) as bar:
+        with make_progress_bar(sum(tensor.num_bytes for tensor in tensors), "resize", "B", unit_scale=True) as bar:
             write_weights(tensors, folder, max_shard_bytes, bar.update)
         save_config(grown, folder)
         own = find_own_template(tokenizer) is not None

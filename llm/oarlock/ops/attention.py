@@ -16,7 +16,7 @@ import paddle
 from oarlock.environment.console import log_once
 from oarlock.ops.attention_backends.flash import find_flash_limits, flash_attention, is_on_gpu
 from oarlock.ops.attention_backends.fused import fused_attention
-from oarlock.ops.attention_backends.masks import make_query_blocks, make_dense_mask, make_row_indices, make_window_mask
+from oarlock.ops.attention_backends.masks import make_dense_mask, make_query_blocks, make_row_indices, make_window_mask
 from oarlock.ops.attention_backends.reference import attend_in_blocks, reference_attention
 from oarlock.ops.patch import can_fuse
 from oarlock.typing import Tensor

@@ -11,7 +11,7 @@ from typing import Any
 import paddle
 
 from oarlock.compat.patch import AppliedPatches
-from oarlock.compat.patches import patches_of
+from oarlock.compat.patches import list_patches
 from oarlock.ops.patch import Function
 
 Tensor = Any
@@ -35,7 +35,7 @@ def correct_layer_norm(original: Function) -> Function:
 
 
 # They patch paddle._C_ops, which nn.LayerNorm and nn.functional.layer_norm both call.
-CORRECTIONS = patches_of(__name__)
+CORRECTIONS = list_patches(__name__)
 _applied = AppliedPatches()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import paddle
 
 from oarlock.compat.patch import AppliedPatches
-from oarlock.compat.patches import patches_of
+from oarlock.compat.patches import list_patches
 from oarlock.environment.console import log_once
 from oarlock.ops import library
 from oarlock.ops.adamw import fused_adamw
@@ -44,7 +44,7 @@ def replace_adamw(original: Function) -> Function:
     return _create_optimization_pass
 
 
-PATCHES = patches_of(__name__)
+PATCHES = list_patches(__name__)
 _applied = AppliedPatches()
 
 

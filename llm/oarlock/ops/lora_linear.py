@@ -89,7 +89,7 @@ def try_lora_mlp(x: Tensor, gate: Any, up: Any, down: Any) -> Tensor | None:
 
 def _adds_lora(layer: Any, x: Tensor) -> bool:
     """Whether a layer is plain LoRA with a frozen weight, and has no hooks. Variants (MoRA, dropout) are not."""
-    # is_as_made comes first: QLoRA's layers have their own forward and no weight.
+    # is_unmodified comes first: QLoRA's layers have their own forward and no weight.
     if type(layer) is not LoRALinear or not is_unmodified(layer) or not layer.weight.stop_gradient:
         return False
     other = layer.use_mora or layer.lora_use_mixer or layer.pissa or layer.disable_lora or layer.merged

@@ -7,7 +7,7 @@ from dataclasses import replace
 from oarlock.config.run_config import RunConfig
 from oarlock.config.shared import ParallelSection
 from oarlock.parallel.plan import ParallelPlan
-from oarlock.parallel.plan_rules import degree_problems, option_problems, plan_problems, refuse
+from oarlock.parallel.plan_rules import find_degree_problems, find_option_problems, find_plan_problems, refuse
 
 
 def make_plan(config: RunConfig, world_size: int) -> tuple[ParallelPlan, list[str]]:
@@ -28,7 +28,7 @@ def make_plan(config: RunConfig, world_size: int) -> tuple[ParallelPlan, list[st
     if world_size == 1:
         return ParallelPlan(micro_batches=micro_batches, micro_batch_size=micro_batch_size), _unused(parallel)
     tensor, pipeline = max(1, parallel.tensor_parallel_degree), max(1, parallel.pipeline_parallel_degree)
-    refuse(degree_problems(parallel, tensor, pipeline, world_size), world_size)
+    refuse(find_degree_problems(parallel, tensor, pipeline, world_size), world_size)
     left = world_size // (tensor * pipeline)
     sharding = 1
     if parallel.sharding:
@@ -47,7 +47,7 @@ def make_plan(config: RunConfig, world_size: int) -> tuple[ParallelPlan, list[st
         micro_batch_size=micro_batch_size,
         length_multiple=config.data.row_length if parallel.sequence_parallel else 1,
     )
-    refuse([*plan_problems(plan), *option_problems(config, plan)], world_size)
+    refuse([*find_plan_problems(plan), *find_option_problems(config, plan)], world_size)
     return plan, _notes(parallel, plan)
 
 

@@ -28,7 +28,7 @@ def refuse(problems: list[str], world_size: int) -> None:
         raise ConfigError(problems[0])
 
 
-def divisors(number: int) -> list[int]:
+def list_divisors(number: int) -> list[int]:
     """All divisors, ascending."""
     return [n for n in range(1, number + 1) if number % n == 0]
 
@@ -42,7 +42,7 @@ def nearest(value: int, legal: Collection[int]) -> str:
 # rules that need a configuration
 
 
-def degree_problems(parallel: ParallelSection, tensor: int, pipeline: int, world_size: int) -> list[str]:
+def find_degree_problems(parallel: ParallelSection, tensor: int, pipeline: int, world_size: int) -> list[str]:
     """Reasons why the degrees don't multiply to the number of ranks."""
     problems = []
     given = parallel.sharding_parallel_degree
@@ -58,27 +58,27 @@ def degree_problems(parallel: ParallelSection, tensor: int, pipeline: int, world
         asked = " x ".join(f"{flag} {degree}" for flag, degree in degrees if degree > 1)
         product = f" = {tensor * pipeline}" if min(tensor, pipeline) > 1 else ""
         if min(tensor, pipeline) == 1:
-            choices = nearest(max(tensor, pipeline), divisors(world_size))
+            choices = nearest(max(tensor, pipeline), list_divisors(world_size))
         else:  # the two nearest pairs, by ratio
-            pairs = [(t, p) for t in divisors(world_size) for p in divisors(world_size // t)]
+            pairs = [(t, p) for t in list_divisors(world_size) for p in list_divisors(world_size // t)]
             pairs.sort(key=lambda pair: abs(math.log(pair[0] / tensor)) + abs(math.log(pair[1] / pipeline)))
             choices = " or ".join(f"{t} x {p}" for t, p in sorted(pairs[:2]))
         problems.append(f"{asked}{product} does not divide {world_size} ranks; nearest: {choices}")
     elif parallel.sharding and given > 1 and (left := world_size // (tensor * pipeline)) % given:
         problems.append(
             f"--sharding_parallel_degree {given} does not divide the {left} rank{'s' * (left > 1)} that tensor "
-            f"{tensor} x pipeline {pipeline} leave of {world_size}; nearest: {nearest(given, divisors(left))}"
+            f"{tensor} x pipeline {pipeline} leave of {world_size}; nearest: {nearest(given, list_divisors(left))}"
         )
     elif (left := world_size // (tensor * pipeline)) % max(1, parallel.expert_parallel_degree):
         problems.append(
             f"--expert_parallel_degree {parallel.expert_parallel_degree} does not divide the {left} "
             f"rank{'s' * (left > 1)} that tensor {tensor} x pipeline {pipeline} leave of {world_size}; nearest: "
-            f"{nearest(parallel.expert_parallel_degree, divisors(left))}"
+            f"{nearest(parallel.expert_parallel_degree, list_divisors(left))}"
         )
     return problems
 
 
-def option_problems(config: RunConfig, plan: ParallelPlan) -> Iterator[str]:
+def find_option_problems(config: RunConfig, plan: ParallelPlan) -> Iterator[str]:
     """Conflicts between a plan and options of other sections."""
     # Trainer._wrap_model: "Sharding stage 2 / Sharding stage 3 main grad is not compatible with dp for now." (Under a
     # pipeline, stage 2 is stage 1 to the Trainer, and may.)
@@ -123,7 +123,7 @@ def option_problems(config: RunConfig, plan: ParallelPlan) -> Iterator[str]:
 # rules that need neither configuration nor model
 
 
-def plan_problems(plan: ParallelPlan) -> Iterator[str]:
+def find_plan_problems(plan: ParallelPlan) -> Iterator[str]:
     """Problems of a plan that don't depend on the model."""
     # TrainingArguments: "pipeline parallel is not compatible for sharding stage2 or stage3". Stage 2 is done by
     # parallel.sharded_gradients.
@@ -155,7 +155,7 @@ def plan_problems(plan: ParallelPlan) -> Iterator[str]:
 # rules that span plan and model
 
 
-def slicing_problems(config: RunConfig, plan: ParallelPlan, sizes: ModelSizes) -> list[str]:
+def find_slicing_problems(config: RunConfig, plan: ParallelPlan, sizes: ModelSizes) -> list[str]:
     """Stage 3 must not shard the norms (of hidden_size elements) if sequence parallelism sums their gradients.
 
     GroupShardedStage3 takes away the gradient of a sharded parameter after every micro-batch, but
@@ -182,7 +182,7 @@ def check_plan(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> list[s
         ConfigError: lists every problem, with the flag, the numbers and the nearest legal values.
     """
     problems = [problem for rule in _MODEL_RULES for problem in rule(plan, sizes, seq_length)]
-    refuse([*plan_problems(plan), *problems], plan.world_size)
+    refuse([*find_plan_problems(plan), *problems], plan.world_size)
     sizes_of_stages = [len(chunk) for chunk in cut_layers(sizes.num_layers, plan.pipeline, plan.virtual_pipeline)]
     if len(set(sizes_of_stages)) > 1:
         return [
@@ -225,7 +225,7 @@ def _find_indivisible_sizes(sizes: ModelSizes, tensor: int) -> Iterator[str]:
 
 
 def _check_tensor_degree(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> Iterator[str]:
-    legal = [n for n in divisors(plan.world_size // plan.pipeline) if not any(_find_indivisible_sizes(sizes, n))]
+    legal = [n for n in list_divisors(plan.world_size // plan.pipeline) if not any(_find_indivisible_sizes(sizes, n))]
     for size in _find_indivisible_sizes(sizes, plan.tensor):
         yield f"--tensor_parallel_degree {plan.tensor} does not divide {size}; nearest: {nearest(plan.tensor, legal)}"
 
@@ -234,7 +234,7 @@ def _check_expert_degree(plan: ParallelPlan, sizes: ModelSizes, seq_length: int)
     if plan.expert > 1 and not sizes.experts:
         yield f"--expert_parallel_degree {plan.expert}: {sizes.family} has no experts to divide; drop the flag"
     elif plan.expert > 1 and sizes.experts % plan.expert:
-        legal = [n for n in divisors(plan.replicas) if sizes.experts % n == 0]
+        legal = [n for n in list_divisors(plan.replicas) if sizes.experts % n == 0]
         yield (
             f"--expert_parallel_degree {plan.expert} does not divide the {sizes.experts} experts of a layer; nearest: "
             f"{nearest(plan.expert, legal)}"
@@ -259,7 +259,7 @@ def _check_stages(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> Ite
             f"num_hidden_layers {layers}; nearest --virtual_pp_degree: {nearest(chunks, legal_chunks)}"
         )
         return
-    legal = [n for n in divisors(plan.world_size // plan.tensor) if _has_layers_everywhere(layers, n)]
+    legal = [n for n in list_divisors(plan.world_size // plan.tensor) if _has_layers_everywhere(layers, n)]
     yield (
         f"--pipeline_parallel_degree {stages}: with num_hidden_layers {layers}, Paddle leaves a stage without layers; "
         f"nearest: {nearest(stages, legal)}"

@@ -22,7 +22,7 @@ _PADDLENLP_STAGE: dict[ShardingStrategy, str] = {
 }
 
 
-def training_arguments(config: RunConfig, plan: ParallelPlan) -> TrainingArguments:
+def make_training_arguments(config: RunConfig, plan: ParallelPlan) -> TrainingArguments:
     """Translate a configuration and its plan.
 
     PaddleNLP's strategies for logging, evaluation and saving are off, because OarlockTrainer decides when these are
@@ -39,7 +39,7 @@ def training_arguments(config: RunConfig, plan: ParallelPlan) -> TrainingArgumen
         pipeline_switches.append("disable_p2p_cache_shape")
     return TrainingArguments(
         output_dir=config.checkpoint.output_dir,
-        logging_dir=str(visualdl_dir(config)),
+        logging_dir=str(find_visualdl_dir(config)),
         do_train=config.evaluation.do_train,
         per_device_train_batch_size=batch.per_device_train_batch_size,
         per_device_eval_batch_size=batch.per_device_eval_batch_size,
@@ -81,6 +81,6 @@ def training_arguments(config: RunConfig, plan: ParallelPlan) -> TrainingArgumen
     )
 
 
-def visualdl_dir(config: RunConfig) -> Path:
+def find_visualdl_dir(config: RunConfig) -> Path:
     """Folder of VisualDL's files."""
     return Path(config.logging.logging_dir or Path(config.checkpoint.output_dir) / "visualdl")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from oarlock.environment.console import log_once
 from oarlock.errors import ModelError
-from oarlock.formats.links import check_links, own_links
+from oarlock.formats.links import check_links, find_own_links
 from oarlock.model_config.load import find_model_class, read_config
 from oarlock.model_config.model_folder import find_model_folder
 from oarlock.peft.adapter_folder import UNKNOWN_BASE, AdapterFolder
@@ -71,7 +71,7 @@ def add_texts_of(adapter: Path, base: Path, into: Path) -> Path:
     for source in (adapter, base):
         check_links(source)
     folder.mkdir()
-    own_links(folder, (adapter, base))
+    find_own_links(folder, (adapter, base))
     texts_of_base = _list_texts(base)
     for path in base.iterdir():
         if path.is_file() and path.relative_to(base) not in texts_of_base:

@@ -21,7 +21,7 @@ import numpy as np
 from oarlock.errors import ModelError
 from oarlock.files import ADAPTER_FILE, complete_files, write_json
 from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_ranks
-from oarlock.versions import package_versions
+from oarlock.versions import read_package_versions
 from oarlock.weights.buffers import all_finite
 from oarlock.weights.safetensors_file import SafetensorsFile, TensorSource, find_main_dtype, write_safetensors
 from oarlock.weights.save import save_tokenizer
@@ -184,7 +184,7 @@ def describe_adapter(method: Method, base: Base, dtype: str) -> dict[str, Any]:
         "settings": method.describe(),
         "base": vars(base),
         "dtype": dtype,
-        "versions": package_versions(),
+        "versions": read_package_versions(),
     }
 
 

@@ -15,7 +15,7 @@ import paddle.nn.functional as F
 from paddle import nn
 from paddlenlp.transformers.model_utils import dtype_guard
 
-from oarlock.compat.model_forward import named_arguments, set_forward
+from oarlock.compat.model_forward import bind_arguments, set_forward
 from oarlock.ops.linear_cross_entropy import DeferredLogits
 
 
@@ -134,7 +134,7 @@ def _wrap_forward(forward: Callable[..., Any], number: int) -> Callable[..., Any
     find
     the virtual tokens equally far from the text in every row.
     """
-    name, past = named_arguments(forward)
+    name, past = bind_arguments(forward)
 
     def prompted(*args: Any, **kwargs: Any) -> Any:
         named = name(*args, **kwargs)

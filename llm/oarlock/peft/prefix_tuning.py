@@ -17,7 +17,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from oarlock.compat.model_forward import named_arguments, set_forward
+from oarlock.compat.model_forward import bind_arguments, set_forward
 from oarlock.errors import ModelError
 from oarlock.families.model_sizes import ModelSizes
 from oarlock.families.registry import FAMILIES, explain_missing
@@ -107,7 +107,7 @@ class PrefixEncoder(nn.Layer):
 
 def _wrap_forward(model: nn.Layer, forward: Callable[..., Any], num_tokens: int) -> Callable[..., Any]:
     """Wrap a model's forward so that it sees the prefix where a text starts and where it continues."""
-    name, past = named_arguments(forward)
+    name, past = bind_arguments(forward)
 
     def prefixed(*args: Any, **kwargs: Any) -> Any:
         named = name(*args, **kwargs)

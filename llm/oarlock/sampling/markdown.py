@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from oarlock.config.options import section_specs
+from oarlock.config.options import list_section_specs
 from oarlock.sampling.params import MAX_STOP_LENGTH, MAX_STOP_TOKENS, MAX_STOPS, OPTIONS, SamplingParams
 
 _LISTS = {
@@ -13,10 +13,10 @@ _LISTS = {
 
 def describe_options() -> dict[str, str]:
     """The help of each sampling parameter: the text under it in its declaration."""
-    return {name: spec.help for name, spec in section_specs(SamplingParams).items() if name in OPTIONS}
+    return {name: spec.help for name, spec in list_section_specs(SamplingParams).items() if name in OPTIONS}
 
 
-def sampling_table() -> str:
+def format_sampling_table() -> str:
     """The table of all sampling parameters, in Markdown."""
     help = describe_options()
     rows = [
@@ -35,4 +35,4 @@ def sampling_table() -> str:
 
 
 if __name__ == "__main__":
-    print(sampling_table())
+    print(format_sampling_table())

@@ -54,7 +54,7 @@ class DueActions:
         control.should_log, control.should_evaluate, control.should_save = self.log, self.evaluate, self.save
 
 
-def due_actions(
+def choose_due_actions(
     config: RunConfig, step: int, last_step: int, samples_before: int, samples: int, epoch_size: int, stopping: bool
 ) -> DueActions:
     """Decide what to do after a step.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from oarlock.train.checkpoint.resume import ResumePoint
 
 
-def samples_per_step(args: Any) -> int:
+def count_samples_per_step(args: Any) -> int:
     """Samples of an optimizer step over all ranks; `args` are PaddleNLP's TrainingArguments."""
     return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.dataset_world_size
 
@@ -35,7 +35,7 @@ def plan_steps(config: RunConfig, args: Any, order: SampleOrder, resume: ResumeP
             f"{resume.folder}: its manifest says {samples:,} samples, which is more epochs of the "
             f"{order.num_samples:,} training samples than a run can have"
         )
-    return count_total_steps(config.schedule, order.num_samples, samples_per_step(args), done, samples)
+    return count_total_steps(config.schedule, order.num_samples, count_samples_per_step(args), done, samples)
 
 
 def count_total_steps(

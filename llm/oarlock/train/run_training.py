@@ -16,7 +16,7 @@ from oarlock.environment.ranks import is_first_rank
 from oarlock.errors import ModelError, StoppedWithOthers
 from oarlock.models.build import count_parameters
 from oarlock.parallel.object_collectives import run_on_all_ranks
-from oarlock.parallel.training_args import visualdl_dir
+from oarlock.parallel.training_args import find_visualdl_dir
 from oarlock.train.checkpoint.final_model import save_final_model
 from oarlock.train.checkpoint.manifest import list_checkpoints
 from oarlock.train.checkpoint.model_files import ModelFiles
@@ -31,7 +31,7 @@ from oarlock.train.reporters.console import Console
 from oarlock.train.reporters.jsonl import MetricsFile
 from oarlock.train.reporters.samples import SampleLog
 from oarlock.train.reporters.visualdl import VisualDLReporter
-from oarlock.train.run_length import plan_steps, samples_per_step
+from oarlock.train.run_length import count_samples_per_step, plan_steps
 from oarlock.train.setup import Run
 from oarlock.train.trainer import OarlockTrainer
 
@@ -93,7 +93,7 @@ def make_trainer(
     callbacks: list[Any] = [Console(config.logging.disable_tqdm), MetricsFile(output_dir / "metrics.jsonl", cut_after)]
     visualdl = None
     if config.logging.report_to == "visualdl":
-        visualdl = VisualDLReporter(visualdl_dir(config), flatten(config), text, output_dir)
+        visualdl = VisualDLReporter(find_visualdl_dir(config), flatten(config), text, output_dir)
         callbacks.append(visualdl)
     samples = SampleLog(output_dir / "samples.jsonl", visualdl, cut_after)
     best = BestEvaluation.from_config(config, resume)
@@ -155,7 +155,7 @@ def run_training(run: Run[ConfigT], trainer: OarlockTrainer) -> bool:
             change = describe_rate_change(config.schedule, steps, resume.manifest.config, before, resume.manifest.step)
             if change:
                 logger.info(change)
-    samples, epoch = samples_per_step(trainer.args), trainer.order.num_samples
+    samples, epoch = count_samples_per_step(trainer.args), trainer.order.num_samples
     logger.info(f"{steps:,} steps of {samples:,} samples ({epoch:,} samples per epoch)")
     trainer.args.max_steps = steps
     run.stop.training = True

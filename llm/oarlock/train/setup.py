@@ -23,8 +23,8 @@ from oarlock.parallel.expert_groups import make_expert_groups
 from oarlock.parallel.make_plan import make_plan
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.parallel.plan import ParallelPlan
-from oarlock.parallel.plan_rules import check_plan, refuse, slicing_problems
-from oarlock.parallel.training_args import training_arguments
+from oarlock.parallel.plan_rules import check_plan, find_slicing_problems, refuse
+from oarlock.parallel.training_args import make_training_arguments
 from oarlock.train.checkpoint.resume import read_recorded_matmul_library
 from oarlock.train.optim.seeds import seed_step
 from oarlock.train.stop_signals import StopRequest
@@ -95,7 +95,7 @@ def choose_matmul_library(recorded: str | None) -> None:
         recorded: the library of the checkpoint; "" if it does not name one, None without a checkpoint.
     """
     best = matmul_library.choose_library()
-    wanted = recorded if recorded in matmul_library.TITLES and not matmul_library.requested_library() else best
+    wanted = recorded if recorded in matmul_library.TITLES and not matmul_library.read_requested_library() else best
     problem = matmul_library.use_library(wanted)
     found = matmul_library.find_library_in_use()
     if found == matmul_library.MKL != wanted:
@@ -130,10 +130,10 @@ def connect_ranks(run: Run[ConfigT], source: ModelSource, seq_length: int) -> No
     sizes = ModelSizes.from_config(source.config)
     for note in check_plan(run.plan, sizes, seq_length):
         log_once(note)
-    refuse(slicing_problems(run.config, run.plan, sizes), run.plan.world_size)
+    refuse(find_slicing_problems(run.config, run.plan, sizes), run.plan.world_size)
     if run.plan.world_size > 1:
         logger.info(f"plan: {run.plan.describe()}")
-    run.args = training_arguments(run.config, run.plan)
+    run.args = make_training_arguments(run.config, run.plan)
     make_expert_groups(run.plan)
     run_on_all_ranks(lambda: _check_writable(Path(run.config.checkpoint.output_dir)))
     set_parallel_fields(source.config, run.plan, rank())

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from oarlock.config.load import is_default
 from oarlock.config.method import METHODS
-from oarlock.config.options import option_specs
-from oarlock.config.rules import cross_problems
+from oarlock.config.options import list_option_specs
+from oarlock.config.rules import find_cross_problems
 from oarlock.data.tokenizers.load import has_tokenizer
 from oarlock.environment.console import get_logger
 from oarlock.errors import ConfigError
@@ -71,10 +71,10 @@ def start_from_adapter(config: FinetuneConfig, origins: Mapping[str, str]) -> Fi
         logger.info(f"{adapter} is an adapter ({found.method}) of {changes['model_name_or_path']}: starting from both")
     by_section: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
-        by_section.setdefault(option_specs(type(config))[name].section, {})[name] = value
+        by_section.setdefault(list_option_specs(type(config))[name].section, {})[name] = value
     sections = {section: replace(getattr(config, section), **values) for section, values in by_section.items()}
     changed = replace(config, **sections)
-    if problems := cross_problems(changed):
+    if problems := find_cross_problems(changed):
         raise ConfigError(f"with the options of the adapter {adapter}: {'; '.join(problems)}")
     return changed
 
@@ -111,5 +111,5 @@ def _read_options(config: FinetuneConfig, adapter: AdapterFolder) -> dict[str, A
             "qlora_weight_blocksize": quantization.get("block_size"),
             "qlora_weight_double_quant": quantization.get("double"),
         }
-    optional = {name for name, spec in option_specs(type(config)).items() if spec.optional}
+    optional = {name for name, spec in list_option_specs(type(config)).items() if spec.optional}
     return {name: value for name, value in options.items() if value is not None or name in optional}

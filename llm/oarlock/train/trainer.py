@@ -27,14 +27,14 @@ from oarlock.train.evaluation.best import BestEvaluation, judge_evaluation
 from oarlock.train.evaluation.evaluate import EvaluationStopped, ModelLoss, PipelineLoss, evaluate
 from oarlock.train.evaluation.prompt_evaluation import PromptEvaluation
 from oarlock.train.group_sharding import shard_pipeline_gradients, wrap_group_sharded
-from oarlock.train.intervals import Progress, due_actions
+from oarlock.train.intervals import Progress, choose_due_actions
 from oarlock.train.on_train_begin import CallOnTrainBegin, EndedBeforeFirstStep
 from oarlock.train.optim.clip import GlobalNormClip
 from oarlock.train.optim.divided_experts import DividedExperts
 from oarlock.train.optim.optimizer import configure_optimizer
 from oarlock.train.optim.schedule import make_scheduler
 from oarlock.train.optim.seeds import seed_step
-from oarlock.train.run_length import samples_per_step
+from oarlock.train.run_length import count_samples_per_step
 from oarlock.train.step.expert_balance import ExpertBalance
 from oarlock.train.step.finite_check import check_finite
 from oarlock.train.step.forward_context import Batch, ForwardContext
@@ -221,12 +221,12 @@ class OarlockTrainer(Trainer):
         check_finite("gradient", self.clip.last_norm(), self.state.global_step, self.args)
         assert self.order is not None
         state, progress, before, epoch = self.state, self.progress, self.progress.samples, self.order.num_samples
-        progress.samples += samples_per_step(self.args)
+        progress.samples += count_samples_per_step(self.args)
         progress.window_loss += tr_loss.item()
         progress.window_steps += 1
         tr_loss.zero_()
         state.consumed_samples, state.epoch = progress.samples, progress.samples / epoch
-        due = due_actions(
+        due = choose_due_actions(
             self.config, state.global_step, state.max_steps, before, progress.samples, epoch, self._stopping
         )
         due.apply(self.control)

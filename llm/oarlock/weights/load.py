@@ -20,7 +20,7 @@ import paddle
 from paddle import nn
 from paddle.base.framework import EagerParamBase
 
-from oarlock.environment.console import progress_bar
+from oarlock.environment.console import make_progress_bar
 from oarlock.environment.paddle_import import import_paddle
 from oarlock.errors import ModelError
 from oarlock.parallel.nodes import Node, find_node
@@ -159,7 +159,7 @@ class _Transfer:
         with (
             ThreadPoolExecutor(min(_MAX_THREADS, import_paddle())) as pool,
             ThreadPoolExecutor(1) as ahead,
-            progress_bar(len(self.names), "weights", "tensors") as bar,
+            make_progress_bar(len(self.names), "weights", "tensors") as bar,
         ):
             arrays = self._read(ahead)
             for i, name in enumerate(self.names):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oarlock.errors import ModelError
-from oarlock.files import GENERATION_FILE, complete_files, new_folder, write_json
+from oarlock.files import GENERATION_FILE, complete_files, create_folder, write_json
 from oarlock.weights.folder_files import find_readers
 from oarlock.weights.safetensors_file import (
     FileRecord,
@@ -143,7 +143,7 @@ def check_space(tensors: Sequence[TensorSource], output: Path, what: str) -> Non
 
 @contextmanager
 def create_model_folder(output: Path, what: str, sources: Sequence[Path] = ()) -> Iterator[Path]:
-    """Create a new folder (files.new_folder). Errors while writing name it.
+    """Create a new folder (files.create_folder). Errors while writing name it.
 
     Args:
         sources: folders it is made of. Users who may not read them may not read it either.
@@ -152,7 +152,7 @@ def create_model_folder(output: Path, what: str, sources: Sequence[Path] = ()) -
         ModelError: for an OSError in the context.
     """
     try:
-        with new_folder(output, find_readers(*sources)) as folder:
+        with create_folder(output, find_readers(*sources)) as folder:
             yield folder
     except OSError as error:
         raise ModelError(f"{output}: {what} could not be written: {error.strerror or error}") from error

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from oarlock.environment.memory import available_memory, check_memory
+from oarlock.environment.memory import check_memory, measure_available_memory
 from oarlock.errors import ModelError
 from oarlock.families.model_sizes import ModelSizes
 from oarlock.weights.buffers import populate
@@ -114,7 +114,7 @@ class SafetensorsSource:
         if name:  # one tensor at a time has to fit
             about = self._about(self._tensors[name])
             what = f"{self.place}: {name} ({about.dtype.name} {list(about.shape)})"
-            check_memory(about.num_bytes, what, available_memory())
+            check_memory(about.num_bytes, what, measure_available_memory())
 
     def dtype(self, name: str) -> np.dtype:
         """The stored type of a tensor."""

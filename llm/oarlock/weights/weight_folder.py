@@ -231,7 +231,7 @@ def _detect_layout(files: Mapping[str, Path]) -> str:
         by_name = None if telling is None else "np" if telling.startswith(_PADDLE_NAMES) else by_shape
         if said is None and by_name is None and any(name.endswith(_PROJECTIONS) for name in names):
             raise ModelError(
-                f"{path}: nothing tells whether its matrices are [in, out] or [out, in]: its header names no format "
+                f"{path}: it is unknown whether its matrices are [in, out] or [out, in]: its header names no format "
                 "(np or pt), and its shapes fit both"
             )
         layout = by_name or "pt" if said is None else _LAYOUTS[said]
@@ -251,7 +251,7 @@ def _detect_layout(files: Mapping[str, Path]) -> str:
 
 
 def _detect_by_shapes(files: Mapping[str, Path]) -> str | None:
-    """Detect the layout from the matrices between the layers' width and another one; None if none tells."""
+    """Detect the layout from the matrices between the layers' width and another one; None if none decides."""
     shapes = {name: read_header_of(path).tensors[name].shape for name, path in files.items()}
     embedding = next((shape for name, shape in shapes.items() if name.endswith(_EMBEDDING) and len(shape) == 2), None)
     for name, shape in shapes.items():

@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 
 from oarlock.errors import ModelError
 from oarlock.formats.json_file import INDEX_BYTES, read_json
-from oarlock.formats.names import name_problem
+from oarlock.formats.names import find_name_problem
 
 _MOST_FILES = 4096  # the largest published models have a few hundred
 
@@ -34,7 +34,7 @@ def read_index(path: Path, suffix: str = ".safetensors") -> dict[str, str]:
     if not files:
         raise ModelError(f"{path}: weight_map is empty: it has to give each tensor the name of a file next to it")
     for file in files:
-        problem = name_problem(file) or ("" if file.endswith(suffix) else f"it does not end in {suffix}")
+        problem = find_name_problem(file) or ("" if file.endswith(suffix) else f"it does not end in {suffix}")
         if problem:
             raise ModelError(
                 f"{path}: weight_map has to give each tensor the name of a file next to it; {file[:200]!r} is none: "

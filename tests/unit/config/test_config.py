@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oarlock.config import FinetuneConfig, PretrainConfig, load_config
-from oarlock.config.command_line import help_text, read_command_line, to_yaml
+from oarlock.config.command_line import format_help, read_command_line, to_yaml
 from oarlock.config.load import flatten
-from oarlock.config.options import option_specs
+from oarlock.config.options import list_option_specs
 from oarlock.config.pretrain import parse_split
 from oarlock.errors import ConfigError
 from support.published_commands import COMMAND_1, COMMAND_2, COMMAND_5, DO, problems
@@ -162,7 +162,7 @@ _VALUES = {
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_printed_config_reads_back_to_the_same(tmp_path_factory, data):
-    specs = option_specs(PretrainConfig)
+    specs = list_option_specs(PretrainConfig)
     chosen = data.draw(st.lists(st.sampled_from(sorted(specs)), unique=True, max_size=8))
     words = ["--do_train"]
     for name in chosen:
@@ -187,10 +187,10 @@ def test_help_and_print_config_do_not_train(capsys):
 
 @pytest.mark.parametrize("kind", [PretrainConfig, FinetuneConfig])
 def test_every_option_is_documented(kind):
-    undocumented = [name for name, spec in option_specs(kind).items() if len(spec.help) < 10]
+    undocumented = [name for name, spec in list_option_specs(kind).items() if len(spec.help) < 10]
     assert not undocumented
-    text = help_text(kind, "p", width=100)
-    assert all(f"--{name}" in text for name in option_specs(kind))
+    text = format_help(kind, "p", width=100)
+    assert all(f"--{name}" in text for name in list_option_specs(kind))
     assert max(map(len, text.splitlines())) < 200
 
 
@@ -224,7 +224,7 @@ def test_published_finetuning_commands():
 
 def test_flatten_has_every_option_once():
     config = load()
-    assert set(flatten(config)) == set(option_specs(PretrainConfig))
+    assert set(flatten(config)) == set(list_option_specs(PretrainConfig))
 
 
 def test_quickstart_configurations_are_valid():

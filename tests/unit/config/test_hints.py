@@ -13,7 +13,7 @@ import pytest
 from oarlock.cli.main import make_parser
 from oarlock.cli.parser import CommandParser
 from oarlock.config import FinetuneConfig, PretrainConfig
-from oarlock.config.options import option_specs
+from oarlock.config.options import list_option_specs
 
 PACKAGE = Path(__file__).resolve().parents[3] / "llm" / "oarlock"
 _FLAG = re.compile(r"(?<![\w-])--([a-zA-Z][\w-]*)")
@@ -75,7 +75,7 @@ COMMANDS = commands()
 OPTIONS = {
     spelling
     for kind in (FinetuneConfig, PretrainConfig)
-    for name, spec in option_specs(kind).items()
+    for name, spec in list_option_specs(kind).items()
     for spelling in (name, *spec.aliases)
 } | {"help", "print_config", "print-config"}
 FLAGS = OPTIONS | {

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from oarlock.config import FinetuneConfig, PretrainConfig, load_config
-from oarlock.config.options import option_specs
+from oarlock.config.options import list_option_specs
 from oarlock.config.synonyms import ABSENT, SAME, VALUES
 from oarlock.errors import ConfigError
 from support.published_commands import DO, problems
@@ -77,7 +77,7 @@ def test_option_names_of_other_suites_get_a_hint(tmp_path, words):
 
 def test_every_hint_names_an_existing_option():
     """Each hint names an existing option with a valid value, and none of our options is shadowed by a foreign name."""
-    classes = [option_specs(kind) for kind in (FinetuneConfig, PretrainConfig)]
+    classes = [list_option_specs(kind) for kind in (FinetuneConfig, PretrainConfig)]
     for options, names in SAME.items():
         assert any(all(option in specs for option in options.split()) for specs in classes), options
         for name in names.split():

@@ -12,7 +12,7 @@ import pytest
 
 from oarlock.config.finetune import FinetuneConfig
 from oarlock.config.load import load_config
-from oarlock.config.options import option_specs
+from oarlock.config.options import list_option_specs
 from oarlock.config.pretrain import PretrainConfig
 from oarlock.config.problems import Problems
 from oarlock.config.recipe_files import MOST_FILES, RecipeFiles
@@ -21,7 +21,7 @@ from oarlock.formats.yaml_file import MAX_BYTES
 
 
 def value_of_option(path: Path, name: str) -> Any:
-    specs = option_specs(PretrainConfig)
+    specs = list_option_specs(PretrainConfig)
     return specs[name].convert(RecipeFiles(specs, Problems()).read(path)[name][0])
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from oarlock.cpu_ranks import first_rank, launch_channel, meeting_point
 from oarlock.cpu_ranks.launch_channel import Channel, Frame, FrameKind
-from oarlock.cpu_ranks.meeting_point import MeetingPoint, connected_pairs
+from oarlock.cpu_ranks.meeting_point import MeetingPoint, connect_pairs
 from oarlock.cpu_ranks.shared_memory import MemoryFile
 from oarlock.environment.processes import process_start_time
 from oarlock.errors import EnvironmentProblem, StoppedWithOthers
@@ -34,7 +34,7 @@ def test_every_rank_gets_the_memory_of_every_rank(point, world_size):
 
 
 def test_forked_ranks_need_no_meeting_point():
-    pairs, key = connected_pairs(3), os.urandom(32)
+    pairs, key = connect_pairs(3), os.urandom(32)
     points = [
         MeetingPoint(key, {1: pairs[0][0], 2: pairs[1][0]}),
         MeetingPoint(key, {0: pairs[0][1]}),
@@ -49,7 +49,7 @@ def test_forked_ranks_need_no_meeting_point():
 
 
 def test_a_forked_rank_that_ends_early_is_named():
-    (first, second), other = connected_pairs(3)
+    (first, second), other = connect_pairs(3)
     meeting = SharedCollectives()
     meeting.come(MeetingPoint(b"k" * 32, {1: first, 2: other[0]}), 0, 3)
     second.close()

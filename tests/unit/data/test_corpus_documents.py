@@ -23,7 +23,7 @@ from oarlock.data.examples.collate import PretrainCollator
 from oarlock.data.files.find_files import LeftOut, find_sources
 from oarlock.data.tokenizers.load import load_encoder
 from oarlock.errors import DataError
-from oarlock.formats.sealed import SEAL, sealed_text
+from oarlock.formats.sealed import SEAL, seal_text
 
 END = 9
 
@@ -201,7 +201,7 @@ def test_files_of_two_builds_are_refused(tmp_path):
         writer.add(np.arange(15), np.asarray([5, 10]), np.asarray([True, True]))
         writer.finish({})
     about = json.loads((tmp_path / "c.json").read_text())
-    (tmp_path / "c.json").write_text(sealed_text({n: v for n, v in about.items() if n != SEAL} | {"documents": 3}))
+    (tmp_path / "c.json").write_text(seal_text({n: v for n, v in about.items() if n != SEAL} | {"documents": 3}))
     with pytest.raises(DataError, match=r"2 documents, but c.json says 3; these files are from different builds"):
         Corpus.open(str(tmp_path / "c"))
 

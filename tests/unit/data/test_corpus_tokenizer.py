@@ -14,7 +14,7 @@ from oarlock.data.corpus.build_corpus import BuildOptions, build_corpus
 from oarlock.data.corpus.tokenizer_check import check_corpus_tokenizers
 from oarlock.data.tokenizers.load import load_encoder, load_tokenizer
 from oarlock.errors import DataError
-from oarlock.formats.sealed import SEAL, sealed_text
+from oarlock.formats.sealed import SEAL, seal_text
 from tokenizer_layouts import SHAPES, save
 
 TEXTS = ["a plain one", "say <|endoftext|> twice: <|endoftext|>", "<|user|>x", "and\na last one"]
@@ -86,7 +86,7 @@ def corpus(tiny_tokenizer, text, tmp_path) -> Path:
 def note(corpus: Path, **changes: str | None) -> None:
     path = corpus.with_suffix(".json")
     notes = {**json.loads(path.read_text()), **changes}
-    path.write_text(sealed_text({name: value for name, value in notes.items() if value is not None and name != SEAL}))
+    path.write_text(seal_text({name: value for name, value in notes.items() if value is not None and name != SEAL}))
 
 
 def check(corpus: Path, tokenizer: Path, allow: bool = False) -> None:

@@ -26,8 +26,8 @@ from oarlock.data.examples.labels import IGNORE_INDEX, Encoded, EvalPrompt
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.environment import signals
 from oarlock.errors import DataError
-from oarlock.files import file_sha256, file_sha256_noted
-from oarlock.formats.sealed import sealed_text
+from oarlock.files import compute_sha256, compute_sha256_cached
+from oarlock.formats.sealed import seal_text
 from oarlock.train.stop_signals import StopRequest
 
 
@@ -198,7 +198,7 @@ def test_caches_with_foreign_notes_are_not_used(tmp_path, change):
     assert is_complete(tmp_path / "x")
     noted = json.loads(about.read_text())
     del noted["sha256"]
-    about.write_text(sealed_text(noted | change))
+    about.write_text(seal_text(noted | change))
     assert not is_complete(tmp_path / "x")
     with pytest.raises(DataError, match=r"about.json|damaged or incomplete"):
         StoredExamples(tmp_path / "x")
@@ -210,7 +210,7 @@ def test_caches_with_foreign_notes_are_not_used(tmp_path, change):
 def test_ids_match_the_encoding_version(data, tokenizer, tmp_path):
     """If this changes for the same tokenizer and records, raise ENCODING_VERSION: caches hold the old ids."""
     folder = tmp_path / "cache" / load_finetune_data(data, tokenizer).fingerprint
-    stored = [file_sha256(folder / name)[:8] for name in ("tokens.bin", "runs.bin", "rows.bin")]
+    stored = [compute_sha256(folder / name)[:8] for name in ("tokens.bin", "runs.bin", "rows.bin")]
     assert (ENCODING_VERSION, stored) == (2, ["18b38779", "1f322736", "f0333e52"])
 
 
@@ -227,19 +227,19 @@ def test_a_read_only_data_folder_works_and_a_read_only_cache_is_named(data, toke
 
 def test_hashes_are_noted_until_a_file_changes(tmp_path, monkeypatch):
     file, taken = tmp_path / "file", []
-    monkeypatch.setattr("oarlock.files.file_sha256", lambda path: (taken.append(path), file_sha256(path))[1])
+    monkeypatch.setattr("oarlock.files.compute_sha256", lambda path: (taken.append(path), compute_sha256(path))[1])
     file.write_text("one")
     for _ in range(2):  # just written: not recorded
-        assert file_sha256_noted(file, tmp_path / "notes") == file_sha256(file)
+        assert compute_sha256_cached(file, tmp_path / "notes") == compute_sha256(file)
     assert len(taken) == 2
     monkeypatch.setattr("oarlock.files.time.time_ns", lambda: file.stat().st_ctime_ns + 3_000_000_000)
     for _ in range(3):
-        assert file_sha256_noted(file, tmp_path / "notes") == file_sha256(file)
+        assert compute_sha256_cached(file, tmp_path / "notes") == compute_sha256(file)
     assert len(taken) == 3
     times = file.stat()
     file.write_text("two")
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # the same size and modification time
-    assert file_sha256_noted(file, tmp_path / "notes") == file_sha256(file)
+    assert compute_sha256_cached(file, tmp_path / "notes") == compute_sha256(file)
 
 
 # several ranks (tests/rehearsal/test_loading.py has real ones)

@@ -20,7 +20,7 @@ from oarlock.export.export import export
 from oarlock.export.manifest import MANIFEST_FILE, read_manifest
 from oarlock.export.request import ExportRequest
 from oarlock.export.start_scripts import format_start_script, write_start_script
-from oarlock.formats.quoting import shell_word
+from oarlock.formats.quoting import quote_shell_word
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "torch_dtype": "float32", "max_position_embeddings": 64}
 HOSTILE = (
@@ -62,11 +62,11 @@ def after(words: list[str], flag: str) -> str:
 def test_a_quoted_shell_word_is_exactly_the_value(place, value):
     script = place / "word.sh"
     script.write_text(
-        f'X=${{X:-{shell_word(value)}}}  # after\nA=({shell_word(value)})\nvllm "$X" "${{A[@]}}" {shell_word(value)}\n'
+        f'X=${{X:-{quote_shell_word(value)}}}  # after\nA=({quote_shell_word(value)})\nvllm "$X" "${{A[@]}}" {quote_shell_word(value)}\n'
     )
     assert run(script, place) == [value] * 3
     assert not (place / "RUN").exists()
-    assert shlex.split(shell_word(value)) == [value]
+    assert shlex.split(quote_shell_word(value)) == [value]
 
 
 @settings(max_examples=25)

@@ -20,7 +20,7 @@ from oarlock.export.export import export
 from oarlock.export.request import ExportRequest
 from oarlock.export.triton import export_triton
 from oarlock.files import is_vacant
-from oarlock.formats.links import check_links, foreign_entries, open_inside
+from oarlock.formats.links import check_links, find_foreign_entries, open_inside
 from oarlock.merge.inputs import AdapterMix
 from oarlock.model_config.model_folder import find_model_folder
 from oarlock.models.resize import resize_embedding
@@ -174,7 +174,7 @@ def test_hidden_files_are_ignored(model, secret):
     (model / ".cache").mkdir()
     (model / ".cache" / "x").symlink_to(secret)
     check_links(model)
-    assert [found.path.name for found in foreign_entries(model, hidden=True)] == ["x"]
+    assert [found.path.name for found in find_foreign_entries(model, hidden=True)] == ["x"]
 
 
 def in_a_cache(model: Path, place: Path) -> Path:

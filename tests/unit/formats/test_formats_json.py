@@ -20,7 +20,7 @@ from typing_extensions import TypedDict
 from oarlock.errors import DataError, ModelError, OarlockError
 from oarlock.formats.files import read_bytes
 from oarlock.formats.json_file import parse_json, read_json, read_json_if_there
-from oarlock.formats.json_places import fields_with_lines
+from oarlock.formats.json_places import locate_fields
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def test_any_text_is_read_or_refused_as_by_the_json_module(text):
 def test_every_field_has_a_line_number(value):
     text = json.dumps(value, indent=1)
     lines = text.split("\n")
-    for place, line in fields_with_lines(text):
+    for place, line in locate_fields(text):
         item = value
         for step in place:
             item = item[step]

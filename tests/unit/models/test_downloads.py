@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from oarlock.data.records.dataset_resolver import find_records
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.errors import DataError, ModelError
-from oarlock.formats.names import is_plain_path, name_problem
+from oarlock.formats.names import find_name_problem, is_plain_path
 from oarlock.hub import downloads, http_download
 from oarlock.model_config.model_folder import find_model_folder
 
@@ -265,7 +265,7 @@ def test_a_link_in_place_of_a_partial_file_is_not_followed(hub, tmp_path):
 
 @given(st.text(max_size=40) | st.text(alphabet="./\\:ab\0-~ ", max_size=12))
 def test_a_plain_name_stays_in_its_folder(name):
-    if not name_problem(name):
+    if not find_name_problem(name):
         assert os.path.normpath(os.path.join("/x", name)) == f"/x/{name}" and name == Path(name).name
         assert is_plain_path(f"a/{name}")
     if is_plain_path(name):
@@ -274,7 +274,7 @@ def test_a_plain_name_stays_in_its_folder(name):
 
 @pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "tokenizer.json", "vocab-größe.txt", "a b.json"])
 def test_common_model_names_are_plain_names(name):
-    assert name_problem(name) == ""
+    assert find_name_problem(name) == ""
 
 
 # data sets

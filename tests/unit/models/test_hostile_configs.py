@@ -113,7 +113,7 @@ def test_every_field_passed_to_paddlenlp_is_type_checked():
 def test_configurations_that_do_not_fit_the_weights_or_the_memory(folders, tmp_path, monkeypatch, fields, words):
     monkeypatch.setattr(
         memory_check,
-        "available_memory",
+        "measure_available_memory",
         lambda: oarlock.environment.memory.AvailableMemory(4 * 10**9, "free on this machine"),
     )
     with pytest.raises(ModelError, match=words):
@@ -138,7 +138,7 @@ def test_a_model_too_large_for_the_memory_is_refused_with_figures(folders, tmp_p
     free = {"bytes": 4 * number}
     monkeypatch.setattr(
         memory_check,
-        "available_memory",
+        "measure_available_memory",
         lambda: oarlock.environment.memory.AvailableMemory(free["bytes"], "free on this machine"),
     )
     build_model(source)
@@ -163,7 +163,7 @@ def test_free_memory_is_the_minimum_of_machine_container_and_process(tmp_path):
     (proc / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable: 50 kB\nSwapFree: 10 kB\n")
 
     def free() -> tuple[int, str]:
-        found = oarlock.environment.memory.available_memory(proc, groups)
+        found = oarlock.environment.memory.measure_available_memory(proc, groups)
         assert found is not None
         return found.num_bytes, found.where
 

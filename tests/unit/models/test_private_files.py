@@ -15,7 +15,7 @@ from oarlock.export.convert import ConvertOptions, convert
 from oarlock.export.export import export
 from oarlock.export.request import ExportRequest
 from oarlock.export.triton import export_triton
-from oarlock.files import new_folder
+from oarlock.files import create_folder
 from oarlock.merge.inputs import AdapterMix
 from oarlock.merge.merge import MergeOptions, merge
 from oarlock.weights.folder_files import find_readers
@@ -72,7 +72,7 @@ def test_outputs_of_private_files_are_private(model, tmp_path, capsys):
 
 @pytest.mark.usefixtures("plain_umask")
 def test_a_folder_is_private_while_it_is_written(tmp_path):
-    with new_folder(tmp_path / "out") as folder:
+    with create_folder(tmp_path / "out") as folder:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         (folder / "a").write_text("x")
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o755 and read_modes(tmp_path / "out") == {0o644}

@@ -42,7 +42,7 @@ def run(code: str, **environment: str) -> str:
     ],
 )
 def test_the_processor_decides_the_library(monkeypatch, maker, asked, library):
-    monkeypatch.setattr(matmul_library, "processor_vendor", lambda: maker)
+    monkeypatch.setattr(matmul_library, "read_processor_vendor", lambda: maker)
     monkeypatch.setenv(matmul_library.VARIABLE, asked)
     assert matmul_library.choose_library() == library
 
@@ -60,7 +60,7 @@ import ctypes, json, os, sys
 from pathlib import Path
 from types import SimpleNamespace
 from oarlock.environment import matmul_library
-matmul_library.processor_vendor = lambda: sys.argv[1] if len(sys.argv) > 1 else MAKER
+matmul_library.read_processor_vendor = lambda: sys.argv[1] if len(sys.argv) > 1 else MAKER
 from oarlock.environment.paddle_import import import_paddle
 import_paddle(2)
 import paddle
@@ -187,7 +187,7 @@ def libraries(monkeypatch):
 
     monkeypatch.setattr(matmul_library, "use_library", use)
     monkeypatch.setattr(matmul_library, "choose_library", lambda: state["asked"] or state["best"])
-    monkeypatch.setattr(matmul_library, "requested_library", lambda: state["asked"])
+    monkeypatch.setattr(matmul_library, "read_requested_library", lambda: state["asked"])
     monkeypatch.setattr(matmul_library, "find_library_in_use", lambda: state["used"])
     monkeypatch.setattr("oarlock.environment.console._logged", set())
     return state

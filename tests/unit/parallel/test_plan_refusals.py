@@ -13,7 +13,7 @@ from oarlock.config import FinetuneConfig, PretrainConfig, load_config
 from oarlock.errors import ConfigError
 from oarlock.families.model_sizes import ModelSizes
 from oarlock.parallel.plan import ParallelPlan
-from oarlock.parallel.plan_rules import check_plan, slicing_problems
+from oarlock.parallel.plan_rules import check_plan, find_slicing_problems
 from support.plans import LLAMA, plan_of, planned
 
 
@@ -218,8 +218,8 @@ def test_sharding_with_data_and_tensor_parallel_is_accepted(degrees):
         (
             plan_of(tensor=2),
             {"family": "opt"},
-            "--tensor_parallel_degree 2: opt has none: PaddleNLP's OPTLMHead neither sums its input's gradient over the "
-            "ranks nor gathers the logits, so two ranks would train a different model; drop the flag",
+            "--tensor_parallel_degree 2: opt has none: PaddleNLP's OPTLMHead neither sums the gradient of its input over the "
+            "ranks nor gathers the logits, so the trained model would be wrong; drop the flag",
         ),
     ],
 )
@@ -266,7 +266,7 @@ def test_norms_are_not_sliced_under_sequence_parallel():
     plan = ParallelPlan(world_size=4, tensor=2, sharding=2, stage=3, sequence_parallel=True)
     sizes = ModelSizes("llama", 2, 64, 128, 4, 4, 128)
     words = ["--do_train", "--stage3_min_elements"]
-    (problem,) = slicing_problems(load_config(PretrainConfig, [*words, "63"]).config, plan, sizes)
+    (problem,) = find_slicing_problems(load_config(PretrainConfig, [*words, "63"]).config, plan, sizes)
     assert "--stage3_min_elements 63" in problem and "nearest: 64" in problem
-    assert not slicing_problems(load_config(PretrainConfig, [*words, "64"]).config, plan, sizes)
-    assert not slicing_problems(load_config(PretrainConfig, ["--do_train"]).config, plan, sizes)
+    assert not find_slicing_problems(load_config(PretrainConfig, [*words, "64"]).config, plan, sizes)
+    assert not find_slicing_problems(load_config(PretrainConfig, ["--do_train"]).config, plan, sizes)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from oarlock.config import FinetuneConfig, PretrainConfig, load_config
-from oarlock.config.options import option_specs
+from oarlock.config.options import list_option_specs
 from oarlock.errors import ConfigError
 from oarlock.families.model_sizes import ModelSizes
 from oarlock.parallel.make_plan import make_plan
@@ -69,7 +69,7 @@ def test_the_documented_option_names_match_the_hints(section, theirs, ours):
             continue
         for option in quoted(ours.split(";")[0]):
             own, _, own_value = option.partition(":")
-            assert own in option_specs(config_class)
+            assert own in list_option_specs(config_class)
             assert f"--{own} {own_value.strip()}".strip() in said, said
 
 

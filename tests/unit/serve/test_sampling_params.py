@@ -17,7 +17,7 @@ from oarlock.errors import RequestRefused
 from oarlock.export.triton import _RELAY_MODULES
 from oarlock.model_config.generation_config import read_sampling_defaults
 from oarlock.sampling import params
-from oarlock.sampling.markdown import describe_options, sampling_table
+from oarlock.sampling.markdown import describe_options, format_sampling_table
 from oarlock.sampling.params import OPTIONS, SamplingParams
 from oarlock.sampling.ranges import Range
 from oarlock.serve.front.openai.schema import ChatRequest, CompletionRequest
@@ -42,7 +42,7 @@ def test_every_parameter_is_in_every_interface():
 
 def test_the_documented_table_matches_the_declaration():
     pages = [page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md")]
-    assert sum(sampling_table() in page for page in pages) == 1, "python -m oarlock.sampling.markdown prints it"
+    assert sum(format_sampling_table() in page for page in pages) == 1, "python -m oarlock.sampling.markdown prints it"
 
 
 def test_one_line_adds_a_parameter(monkeypatch):

@@ -121,7 +121,7 @@ def test_pretraining_has_no_answers_to_score():
 
 
 def test_every_metric_is_in_the_help():
-    from oarlock.config.options import option_specs
+    from oarlock.config.options import list_option_specs
 
-    text = option_specs(FinetuneConfig)["metric_for_best_model"].help
+    text = list_option_specs(FinetuneConfig)["metric_for_best_model"].help
     assert all(name in text for name in METRICS)

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from oarlock.environment.cpu import _cgroup_quota, available_cores, choose_num_threads
+from oarlock.environment.cpu import _cgroup_quota, choose_num_threads, count_available_cores
 
 # threads
 
@@ -14,11 +14,11 @@ from oarlock.environment.cpu import _cgroup_quota, available_cores, choose_num_t
 def test_share_of_the_cores(monkeypatch):
     for name in ("OMP_NUM_THREADS", "PADDLE_LOCAL_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert choose_num_threads() == available_cores() and choose_num_threads(3) == 3
+    assert choose_num_threads() == count_available_cores() and choose_num_threads(3) == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert choose_num_threads() == 1
     monkeypatch.setenv("PADDLE_LOCAL_SIZE", "2")
-    assert choose_num_threads() == max(1, available_cores() // 2)
+    assert choose_num_threads() == max(1, count_available_cores() // 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert choose_num_threads() == 5
 

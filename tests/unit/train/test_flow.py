@@ -15,14 +15,14 @@ from oarlock.config import FinetuneConfig, load_config
 from oarlock.data.corpus.sampler import EvaluationBatchSampler
 from oarlock.errors import DataError, StoppedWithOthers, exit_with
 from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_ranks
-from oarlock.train.intervals import DueActions, due_actions
+from oarlock.train.intervals import DueActions, choose_due_actions
 
 
 def due(
     step: int, *words: str, before: int = 0, after: int = 8, epoch: int = 100, stopping: bool = False
 ) -> DueActions:
     config = load_config(FinetuneConfig, ["--do_train", *words]).config
-    return due_actions(config, step, 50, before, after, epoch, stopping)
+    return choose_due_actions(config, step, 50, before, after, epoch, stopping)
 
 
 def test_actions_due_at_each_step():

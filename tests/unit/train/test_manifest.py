@@ -15,8 +15,8 @@ from fuzz.flips import flip_bits
 from helpers import write_checkpoint
 from oarlock.cli.main import main as oarlock
 from oarlock.errors import CheckpointError
-from oarlock.files import file_sha256
-from oarlock.formats.sealed import SEAL, check_seal, sealed_text
+from oarlock.files import compute_sha256
+from oarlock.formats.sealed import SEAL, check_seal, seal_text
 from oarlock.train.checkpoint.inspect import consolidate
 from oarlock.train.checkpoint.manifest import (
     MANIFEST,
@@ -53,10 +53,10 @@ def reseal(folder: Path, change=lambda content: None) -> None:
     for name in content["files"]:
         path = folder / name
         if path.is_file():
-            content["files"][name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+            content["files"][name] = {"bytes": path.stat().st_size, "sha256": compute_sha256(path)}
     change(content)
     del content[SEAL]
-    (folder / MANIFEST).write_text(sealed_text(content))
+    (folder / MANIFEST).write_text(seal_text(content))
 
 
 def edit(path: Path, change) -> None:
@@ -113,7 +113,7 @@ def test_the_manifest_reads_back_unchanged(folder, rewrite, capsys):
 
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), st.integers() | st.text(max_size=9)))
 def test_the_seal_covers_every_byte(content):
-    text = sealed_text({"first": 1} | content).encode()
+    text = seal_text({"first": 1} | content).encode()
     check_seal(text, "x")
     for i in range(0, len(text), 7):
         changed = bytearray(text)

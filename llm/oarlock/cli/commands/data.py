@@ -12,7 +12,7 @@ from oarlock.cli.flags import Command, CommandGroup, config_flag, flag, position
 from oarlock.config.finetune import FinetuneDataSection
 from oarlock.config.options import at_least
 from oarlock.environment.console import get_logger
-from oarlock.environment.cpu import available_cores
+from oarlock.environment.cpu import count_available_cores
 from oarlock.environment.paddle_import import import_paddle
 
 logger = get_logger(__name__)
@@ -31,7 +31,7 @@ class PretrainDataOptions:
     """Tokenizer folder or hub name."""
     output_prefix: str = flag(metavar="P")
     """Writes P.bin, P.idx and P.json."""
-    workers: int = flag(available_cores())
+    workers: int = flag(count_available_cores())
     """Processes. By default one for each core."""
     text_key: str = flag("text", metavar="KEY")
     """JSON field or column with the text."""
@@ -86,7 +86,9 @@ class TokenizerDataOptions:
     min_frequency: int = flag(2, at_least(1))
     """Pairs of tokens that occur less often are not merged."""
     max_megabytes: float = flag(500.0, at_least(0.001), metavar="MB")
-    """Text to train on. Of more text, evenly spaced pieces are taken, so that memory stays bounded."""
+    """Text to train on. Of more text, evenly spaced pieces are taken."""
+    max_memory: float = flag(8.0, at_least(0.001), metavar="GB")
+    """Memory that training may take. Text with too many different words for it is refused."""
     text_key: str = flag("text", metavar="KEY")
     """JSON field or column with the text."""
     txt_document: str = flag("file", choices=("file", "line"))
@@ -105,6 +107,7 @@ def _tokenizer(options: TokenizerDataOptions) -> int:
         digits=cast(Any, options.digits),
         min_frequency=options.min_frequency,
         max_megabytes=options.max_megabytes,
+        max_memory=options.max_memory,
         text_key=options.text_key,
         txt_document=cast(Any, options.txt_document),
         skip_bad=options.skip_bad,

@@ -22,7 +22,7 @@ from oarlock.data.files.byte_streams import Source
 from oarlock.data.files.find_files import LeftOut, find_sources
 from oarlock.data.files.text_readers import BadLine, Batch, TextChunk, parse_batch, read_batches
 from oarlock.data.tokenizers.load import Encoder, load_encoder
-from oarlock.environment.console import progress_bar
+from oarlock.environment.console import make_progress_bar
 from oarlock.environment.signals import defer_sigterm, die_with_parent, stop_if_terminated
 from oarlock.errors import DataError, OarlockError
 
@@ -172,7 +172,7 @@ def build_from_sources(sources: list[Source], options: BuildOptions, left_out: L
     with (
         defer_sigterm(),
         CorpusWriter(options.output_prefix, encoder.vocab_size) as writer,
-        progress_bar(report.bytes, "tokenise", "B", unit_scale=True) as bar,
+        make_progress_bar(report.bytes, "tokenise", "B", unit_scale=True) as bar,
     ):
         of_this = False  # whether the current document spells a special token
         for encoded in _encode_all(batches, encoder, options):

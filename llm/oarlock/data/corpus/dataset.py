@@ -22,13 +22,13 @@ from paddlenlp.data.indexed_dataset import CompatibleIndexedDataset, MMapIndexed
 
 from oarlock.data.corpus.blend import parse_blend
 from oarlock.data.corpus.documents import Documents, check_summary, remarks
-from oarlock.data.corpus.index_format import check_corpus, corpus_exists, is_legacy, token_ids
+from oarlock.data.corpus.index_format import check_corpus, is_corpus_present, is_legacy, token_ids
 from oarlock.data.corpus.legacy_format import read_ids, read_index
 from oarlock.data.corpus.notes import read_corpus_summary
 from oarlock.data.tokenizers.token_ids import check_range
 from oarlock.environment.console import log_once
 from oarlock.errors import DataError
-from oarlock.files import file_sha256
+from oarlock.files import compute_sha256
 
 SPLIT_NAMES = ("train", "eval", "test")
 
@@ -69,7 +69,7 @@ class Corpus:
         Raises:
             DataError: if a file is missing or does not fit the others.
         """
-        if not corpus_exists(prefix):
+        if not is_corpus_present(prefix):
             raise DataError(f"{prefix}.bin and {prefix}.idx: no such corpus; make one with `oarlock data pretrain`")
         if is_legacy(prefix):
             reader: Any = LegacyCorpus(prefix)
@@ -86,7 +86,7 @@ class Corpus:
         # The order of samples depends only on the lengths of documents, which are in the index. Runs of versions that
         # did not join the sequences of a document had another order.
         together = "" if len(documents) == len(reader.sizes) else " by documents"
-        return cls(prefix, documents, file_sha256(index) + together)
+        return cls(prefix, documents, compute_sha256(index) + together)
 
     def split(self, shares: tuple[float, float, float]) -> list[range]:
         """Split the documents into train, eval and test, rounded as by PaddleNLP's get_train_valid_test_split_."""
@@ -144,15 +144,15 @@ def parse_input(text: str) -> list[tuple[float | None, str]]:
     if path.is_dir():
         names = {p.name.removesuffix(".idx") for p in path.glob("*.idx")}
         names |= {p.name.removesuffix("_idx.npz") for p in path.glob("*_idx.npz")}
-        prefixes = sorted(str(path / name) for name in names if corpus_exists(path / name))
+        prefixes = sorted(str(path / name) for name in names if is_corpus_present(path / name))
         if not prefixes:
             raise DataError(
                 f"--input_dir {text}: no .bin/.idx corpus in this folder; make one with "
                 f"`oarlock data pretrain --input FILES --tokenizer DIR --output-prefix {path / 'corpus'}`"
             )
         return [(1.0, prefix) for prefix in prefixes]
-    pairs = parse_blend(text, "--input_dir", corpus_exists)
-    if len(pairs) == 1 and not corpus_exists(pairs[0][1]):
+    pairs = parse_blend(text, "--input_dir", is_corpus_present)
+    if len(pairs) == 1 and not is_corpus_present(pairs[0][1]):
         raise DataError(f"--input_dir {text}: neither a folder nor the prefix of a .bin/.idx corpus")
     return pairs
 

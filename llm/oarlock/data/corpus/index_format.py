@@ -17,7 +17,7 @@ import numpy as np
 
 from oarlock.errors import DataError
 from oarlock.formats.files import open_regular
-from oarlock.formats.sealed import sealed_text
+from oarlock.formats.sealed import seal_text
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _OLD_MAGIC = b"TNTIDX"  # Megatron's index that is not memory-mapped
@@ -119,7 +119,7 @@ class CorpusWriter:
             "largest_id": self.largest_id,
             **about,
         }
-        self._partial("json").write_text(sealed_text(summary), encoding="utf-8")
+        self._partial("json").write_text(seal_text(summary), encoding="utf-8")
         # An index of an older corpus must never be combined with the new data.
         for kind in ("idx", "json"):
             self._final(kind).unlink(missing_ok=True)
@@ -146,7 +146,7 @@ def _flush_to_disk(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def corpus_exists(prefix: str | Path) -> bool:
+def is_corpus_present(prefix: str | Path) -> bool:
     """Whether a corpus (.bin/.idx, or the legacy _ids.npy/_idx.npz) lies under this prefix."""
     return all(Path(f"{prefix}{end}").is_file() for end in (".bin", ".idx")) or is_legacy(prefix)
 

@@ -7,13 +7,13 @@ import platform
 from pathlib import Path
 
 from oarlock.data.corpus.build_corpus import BuildOptions, build_from_sources
-from oarlock.data.corpus.index_format import FORMAT, check_corpus, corpus_exists
+from oarlock.data.corpus.index_format import FORMAT, check_corpus, is_corpus_present
 from oarlock.data.embedded.instructions import write_instructions
 from oarlock.data.embedded.stdlib_text import find_stdlib_sources
 from oarlock.data.embedded.tokenizer import train_tokenizer
 from oarlock.data.tokenizers.load import load_encoder
 from oarlock.environment.console import get_logger
-from oarlock.environment.cpu import available_cores
+from oarlock.environment.cpu import count_available_cores
 from oarlock.files import locked
 
 logger = get_logger(__name__)
@@ -50,13 +50,14 @@ def build_embedded_corpus(folder: str | Path, tokenizer: str) -> Path:
     python = hashlib.sha256(f"{platform.python_version()} {FORMAT}".encode()).hexdigest()[:6]
     prefix = Path(folder) / f"{CORPUS_NAME}-{load_encoder(tokenizer).fingerprint}-{python}"
     with locked(Path(folder) / f".{prefix.name}.lock"):  # the first rank builds it, the others wait
-        if corpus_exists(prefix):
+        if is_corpus_present(prefix):
             check_corpus(prefix)
             return prefix
         sources = find_stdlib_sources()
         logger.info(f"tokenising {sum(s.size for s in sources) / 1e6:.1f} MB of the standard library")
         report = build_from_sources(
-            sources, BuildOptions(inputs=(), tokenizer=tokenizer, output_prefix=str(prefix), workers=available_cores())
+            sources,
+            BuildOptions(inputs=(), tokenizer=tokenizer, output_prefix=str(prefix), workers=count_available_cores()),
         )
         logger.info(f"{report.documents:,} files, {report.tokens:,} tokens in {report.seconds:.1f} s: {prefix}.bin")
     return prefix

@@ -28,7 +28,7 @@ from oarlock.data.records.validation_split import ChosenExamples, hold_out
 from oarlock.data.templates.chat_template import ChatTemplate, choose_template
 from oarlock.data.tokenizers.load import compute_tokenizer_fingerprint
 from oarlock.environment.cache import cache_folder
-from oarlock.environment.console import get_logger, progress_bar
+from oarlock.environment.console import get_logger, make_progress_bar
 from oarlock.environment.signals import stop_if_terminated
 from oarlock.errors import DataError
 from oarlock.files import locked
@@ -267,7 +267,7 @@ def _write_examples(folder: Path, side: str, sources: list[RecordSource], settin
     unit = sources[0].unit
     with (
         ExampleWriter(folder, len(settings.tokenizer)) as writer,
-        progress_bar(size, f"tokenise {side}", unit, leave=False, unit_scale=unit == "B") as bar,
+        make_progress_bar(size, f"tokenise {side}", unit, leave=False, unit_scale=unit == "B") as bar,
     ):
         for source in sources:
             writer.begin_source()

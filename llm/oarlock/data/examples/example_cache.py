@@ -27,7 +27,7 @@ from oarlock.errors import DataError
 from oarlock.files import sync_file, write_text_atomically
 from oarlock.formats.files import open_regular
 from oarlock.formats.json_file import parse_json
-from oarlock.formats.sealed import read_sealed, sealed_text
+from oarlock.formats.sealed import read_sealed, seal_text
 
 _ROW = np.dtype(
     [
@@ -130,7 +130,7 @@ class ExampleWriter:
             "bytes": sizes,
             "largest_id": self._largest_id,
         }
-        write_text_atomically(self._partial / _ABOUT, sealed_text(about))
+        write_text_atomically(self._partial / _ABOUT, seal_text(about))
         shutil.rmtree(self.folder, ignore_errors=True)  # damaged, if it exists
         os.replace(self._partial, self.folder)
         sync_file(self.folder.parent)

@@ -10,7 +10,7 @@ from typing import Any
 from oarlock.config.finetune import FinetuneDataSection
 from oarlock.data.corpus.blend import parse_blend
 from oarlock.data.corpus.dataset import Corpus, PretrainDataset, parse_input
-from oarlock.data.corpus.index_format import corpus_exists
+from oarlock.data.corpus.index_format import is_corpus_present
 from oarlock.data.corpus.tokenizer_check import check_corpus_tokenizers
 from oarlock.data.examples.dataset import make_encoding_settings
 from oarlock.data.examples.encode import Counts, encode_source
@@ -68,9 +68,9 @@ def _is_corpus(path: str) -> bool:
     folder = Path(path)
     if folder.is_dir():
         return any(folder.glob("*.idx")) or any(folder.glob("*_idx.npz"))
-    if corpus_exists(path):
+    if is_corpus_present(path):
         return True
-    return all(corpus_exists(name) for _, name in parse_blend(path, "PATH", lambda name: Path(name).exists()))
+    return all(is_corpus_present(name) for _, name in parse_blend(path, "PATH", lambda name: Path(name).exists()))
 
 
 def _show_corpus(prefix: str, tokenizer: Any, num: int, max_seq_length: int, color: bool) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from oarlock.formats.json_file import MAX_CONTAINERS, doubled_field, nesting
+from oarlock.formats.json_file import MAX_CONTAINERS, find_doubled_field, measure_nesting
 
 MAX_DEPTH = 100  # levels of objects and lists; readers of records recurse into them
 MAX_DIGITS = 1000  # of an integer; Python takes seconds to parse millions
@@ -23,7 +23,7 @@ class Unusable(ValueError):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise Unusable(f"{doubled_field(pairs)} appears twice in one object")
+        raise Unusable(f"{find_doubled_field(pairs)} appears twice in one object")
     return found
 
 
@@ -44,7 +44,7 @@ def check_nesting(text: str) -> None:
     """
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return
-    levels, containers = nesting(text.encode("utf-8", "surrogatepass"))
+    levels, containers = measure_nesting(text.encode("utf-8", "surrogatepass"))
     if levels > MAX_DEPTH:
         raise Unusable(f"objects and lists more than {MAX_DEPTH} levels deep")
     if containers > MAX_CONTAINERS:

@@ -19,7 +19,7 @@ from oarlock.data.files.find_files import LeftOut, detect_source, list_files
 from oarlock.data.records.record_stream import FileRecords, RecordSource, RowRecords
 from oarlock.errors import DataError, first_line
 from oarlock.formats.json_file import read_json_if_there
-from oarlock.formats.names import name_problem
+from oarlock.formats.names import find_name_problem
 
 _TRAIN_NAMES = ("train", "training")
 _DEV_NAMES = ("dev", "validation", "valid", "val", "eval", "evaluation", "test")
@@ -149,7 +149,7 @@ class _State(TypedDict):
 
 def _check_names(names: list[str], where: Path) -> None:
     for name in names:
-        if problem := name_problem(name):
+        if problem := find_name_problem(name):
             raise DataError(f"{where}: {name[:200]!r} is not the name of a file or folder of this dataset: {problem}")
 
 

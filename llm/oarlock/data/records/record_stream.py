@@ -29,7 +29,7 @@ from oarlock.data.files.text_readers import (
 )
 from oarlock.data.records.conversations import PlainText
 from oarlock.errors import DataError
-from oarlock.files import file_sha256_noted
+from oarlock.files import compute_sha256_cached
 from oarlock.formats.files import open_regular
 
 # Fields that hold lists. In tables they are JSON text.
@@ -165,7 +165,7 @@ class FileRecords:
 
     def digest(self, notes: Path) -> str:
         """Return a digest of the bytes and of the format."""
-        return f"{self.source.format} {file_sha256_noted(self.source.path, notes)}"
+        return f"{self.source.format} {compute_sha256_cached(self.source.path, notes)}"
 
 
 def parse_cells(item: Any) -> Any:
@@ -241,7 +241,7 @@ class RowRecords:
         """Return a digest of the Arrow files, or of the rows if there are none."""
         files = [Path(file["filename"]) for file in getattr(self.rows, "cache_files", [])]
         if files and getattr(self.rows, "_indices", None) is None:
-            return "arrow " + " ".join(file_sha256_noted(file, notes) for file in files)
+            return "arrow " + " ".join(compute_sha256_cached(file, notes) for file in files)
         digest = hashlib.sha256()
         for batch in self.batches():
             digest.update(json.dumps(batch.items, default=str).encode())

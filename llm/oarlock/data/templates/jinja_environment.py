@@ -28,7 +28,7 @@ from oarlock.data.templates.jinja_limits import (
     check_call,
     check_filter,
     check_operation,
-    size_as_text,
+    format_size,
     start_budget,
 )
 
@@ -147,13 +147,13 @@ def _raise_exception(message: str) -> None:
 def _finalize(context: Any, value: Any) -> str:
     """Convert an output value (Jinja's `finalize`). It takes the context so that constants are not folded."""
     if not isinstance(value, str):
-        size_as_text(value)
+        format_size(value)
     return charge_value(str(value))
 
 
 @pass_context
 def _concat(context: Any, parts: list[Any]) -> str:
-    size_as_text(parts)
+    format_size(parts)
     return charge_value("".join(map(str, parts)))
 
 

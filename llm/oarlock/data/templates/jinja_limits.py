@@ -105,7 +105,7 @@ def charge_value(value: Any) -> Any:
     return value
 
 
-def size_as_text(value: Any) -> int:
+def format_size(value: Any) -> int:
     """Estimate the number of characters of a value as text.
 
     Raises:
@@ -159,7 +159,7 @@ def _bound_formatted(pattern: str, mark: str, values: Iterable[Any] | Mapping[An
     """Return an upper bound of the number of characters of a formatted text."""
     values = list(values.values() if isinstance(values, Mapping) else values)
     widths = [*map(int, re.findall(r"\d{1,18}", pattern)), *(abs(v) for v in values if isinstance(v, int))]
-    return len(pattern) + pattern.count(mark) * (max(widths, default=0) + sum(map(size_as_text, values)))
+    return len(pattern) + pattern.count(mark) * (max(widths, default=0) + sum(map(format_size, values)))
 
 
 def check_call(text: str, method: str, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -186,7 +186,7 @@ def check_call(text: str, method: str, args: Sequence[Any], named: Mapping[str, 
         run.allow(_bound_formatted(text, "{", values))
     elif method == "join" and args:
         items = list(Steps(args[0]))
-        run.allow(size_as_text(items) + len(text) * len(items))
+        run.allow(format_size(items) + len(text) * len(items))
         return (items, *args[1:])
     return tuple(args)
 
@@ -206,7 +206,7 @@ def check_filter(name: str, value: Any, args: Sequence[Any], named: Mapping[str,
         run.allow(max(numbers, default=0))
     elif name == "join":
         items, separator = list(Steps(value)), str((args or [named.get("d", "")])[0])
-        run.allow(size_as_text(items) + len(separator) * len(items))
+        run.allow(format_size(items) + len(separator) * len(items))
         return items
     elif name == "sum":
         items = list(Steps(value))
@@ -215,5 +215,5 @@ def check_filter(name: str, value: Any, args: Sequence[Any], named: Mapping[str,
     elif name == "tojson" and max(numbers, default=0) > _MAX_INDENT:
         raise OverBudget(f"it indents JSON by more than {_MAX_INDENT}")
     elif name in ("string", "pprint", "tojson", "xmlattr", "urlencode"):
-        size_as_text(value)
+        format_size(value)
     return value

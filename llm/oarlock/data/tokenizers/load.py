@@ -25,7 +25,7 @@ from oarlock.data.tokenizers.folder import needs_paddlenlp, read_tokenizer
 from oarlock.data.tokenizers.paddlenlp_tokenizers import load_paddlenlp_tokenizer
 from oarlock.data.tokenizers.schema import read_tokenizer_config
 from oarlock.errors import ModelError, first_line
-from oarlock.files import file_sha256
+from oarlock.files import compute_sha256
 from oarlock.formats.links import check_links
 from oarlock.hub import downloads
 
@@ -118,7 +118,7 @@ def compute_tokenizer_fingerprint(tokenizer: FastTokenizer | PretrainedTokenizer
         ).hexdigest()
     parts = [compute_ids_fingerprint(tokenizer), json.dumps(sorted(tokenizer.special_tokens_map.items()), default=str)]
     files = [getattr(tokenizer, name, None) for name in ("vocab_file", "merges_file", "sp_model_file")]
-    parts += [file_sha256(file) for file in files if isinstance(file, str) and Path(file).is_file()]
+    parts += [compute_sha256(file) for file in files if isinstance(file, str) and Path(file).is_file()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +19,9 @@ from oarlock.data.tokenizers.byte_level_bpe import NUM_BYTES, train_byte_level_b
 from oarlock.data.tokenizers.library_errors import convert_errors
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.data.tokenizers.vocabulary_files import QWEN2_WORDS, make_word_splitter
-from oarlock.environment.console import get_logger, progress_bar
+from oarlock.environment.console import get_logger, make_progress_bar
 from oarlock.errors import ConfigError, DataError
-from oarlock.files import new_folder, require_empty
+from oarlock.files import create_folder, require_empty
 
 logger = get_logger(__name__)
 
@@ -32,6 +34,9 @@ _PIECES = 200  # into which a small text is split at least
 _PIECE_LENGTH = (64, 1 << 14)  # characters
 _MEASURED_BYTES = 8_000_000
 _PACKED = 4  # estimate of text bytes per byte of a compressed or parquet file
+_WORD = re.compile(r"[^\W\d_]+|[^\w\s]+")  # about the words of the splitter; those of digits are few or short
+_WORD_SAMPLE = 64  # of the different words, one of so many is looked at
+_BYTES_PER_BYTE = 150  # memory of the library per byte of different words; measured 140 to 200
 _BATCH = 256  # pieces that are passed to the trainer at once
 
 
@@ -48,6 +53,7 @@ class TokenizerOptions:
         digits: a key of DIGITS.
         min_frequency: pairs of tokens that occur less often are not merged.
         max_bytes: text to train on. Of more text, evenly spaced pieces are taken.
+        max_memory: bytes that training may take, which depends on how many different words there are.
         text_key, txt_document, skip_bad: as in BuildOptions.
     """
 
@@ -59,6 +65,7 @@ class TokenizerOptions:
     digits: str = "one"
     min_frequency: int = 2
     max_bytes: int = 500_000_000
+    max_memory: int = 8_000_000_000
     text_key: str = "text"
     txt_document: str = "file"
     skip_bad: bool = False
@@ -125,16 +132,16 @@ def train_tokenizer(options: TokenizerOptions) -> TokenizerReport:
 
     Raises:
         ConfigError: for a vocabulary that has no room for the bytes and the special tokens, or wrong special tokens.
-        DataError: for a bad line (file:line) unless skip_bad is set, text that is too small for the vocabulary, or text
-            that decoding does not give back. Nothing is left then.
+        DataError: for a bad line (file:line) unless skip_bad is set, text that is too small for the vocabulary,
+            that would need too much memory, or that decoding does not give back. Nothing is left then.
     """
     special = (*options.special_tokens, *(CHAT_TOKENS if options.chat else ()))
     if not options.special_tokens or not all(special) or len(set(special)) < len(special):
         raise ConfigError(f"--special-tokens: {', '.join(map(repr, special))}: each has to be a different text")
     if options.vocab_size <= NUM_BYTES + len(special):
         raise ConfigError(
-            f"--vocab-size {options.vocab_size:,}: {NUM_BYTES} bytes and {len(special)} special tokens are always in the "
-            f"vocabulary, so it needs more than {NUM_BYTES + len(special)}"
+            f"--vocab-size {options.vocab_size:,}: it always has {NUM_BYTES} bytes and {len(special)} special "
+            f"tokens, so it needs more than {NUM_BYTES + len(special)}"
         )
     require_empty(options.output)
     started = time.monotonic()
@@ -147,11 +154,11 @@ def train_tokenizer(options: TokenizerOptions) -> TokenizerReport:
     report.tokens = trained.get_vocab_size()
     if report.tokens < options.vocab_size:
         raise DataError(
-            f"--vocab-size {options.vocab_size:,}: the {report.bytes / 1e6:,.2f} MB of text give only {report.tokens:,} "
+            f"--vocab-size {options.vocab_size:,}: {report.bytes / 1e6:,.2f} MB of text give only {report.tokens:,} "
             f"tokens of pairs that occur {options.min_frequency} times. Give more text, or --vocab-size "
             f"{report.tokens}, or a smaller --min-frequency"
         )
-    with new_folder(options.output.resolve()) as folder:
+    with create_folder(options.output.resolve()) as folder:
         write_tokenizer_folder(folder, trained.to_str(pretty=False), special[0], None, special[1:])
         if options.chat:
             save_templates(folder, {DEFAULT: BUILT_IN["chatml"]})
@@ -162,17 +169,16 @@ def train_tokenizer(options: TokenizerOptions) -> TokenizerReport:
 
 def _read_for_training(options: TokenizerOptions, report: TokenizerReport) -> Iterator[list[str]]:
     """Yield pieces to train on, and put those that are measured into the report."""
-    sources = {
-        own.path.resolve(): (name, own) for name in options.inputs for own in find_sources([name], report.left_out)
-    }
+    found = ((name, own) for name in options.inputs for own in find_sources([name], report.left_out))
+    sources = {own.path.resolve(): (name, own) for name, own in found}
     total = sum(source.size for _, source in sources.values())
     packed = sum(own.size for _, own in sources.values() if own.compression or own.format == "parquet")
     text_bytes = total + (_PACKED - 1) * packed
     report.share = min(1.0, options.max_bytes / max(1, text_bytes))
     least, most = _PIECE_LENGTH
     length = min(max(text_bytes // _PIECES, least), most)
-    measured_bytes, number, batch = 0, 0, list[str]()
-    with progress_bar(total, "read and count words", "B", unit_scale=True) as bar:
+    measured_bytes, number, batch, words = 0, 0, list[str](), _WordSample()
+    with make_progress_bar(total, "read and count words", "B", unit_scale=True) as bar:
         for name, source in sources.values():
             own = report.inputs.setdefault(name, MeasuredText())
             for text, consumed in _read_texts(source, options, report):
@@ -188,6 +194,9 @@ def _read_for_training(options: TokenizerOptions, report: TokenizerReport) -> It
                         if turn == _HELD_OUT:
                             continue
                     report.bytes += size
+                    words.add(piece)
+                    if words.count_memory() > options.max_memory:
+                        raise _explain_memory(options, report)
                     batch.append(piece)
                     if len(batch) == _BATCH:
                         yield batch
@@ -195,6 +204,31 @@ def _read_for_training(options: TokenizerOptions, report: TokenizerReport) -> It
     if batch:
         yield batch
     logger.info(f"{report.bytes / 1e6:,.1f} MB of text read; merging pairs of tokens")
+
+
+class _WordSample:
+    """Estimates the memory of training by a sample of the different words. It does not depend on the machine."""
+
+    def __init__(self) -> None:
+        self._words: set[bytes] = set()
+        self._bytes = 0
+
+    def add(self, text: str) -> None:
+        for word in {word.encode() for word in _WORD.findall(text)} - self._words:
+            if zlib.crc32(word) % _WORD_SAMPLE == 0:
+                self._words.add(word)
+                self._bytes += len(word)
+
+    def count_memory(self) -> int:
+        return self._bytes * _WORD_SAMPLE * _BYTES_PER_BYTE
+
+
+def _explain_memory(options: TokenizerOptions, report: TokenizerReport) -> DataError:
+    return DataError(
+        f"the first {report.bytes / 1e6:,.1f} MB have so many different words that training would take more than "
+        f"{options.max_memory / 1e9:g} GB of memory, as in languages that are written without spaces. Train on evenly "
+        f"spaced pieces (--max-megabytes {max(1, round(report.bytes * 0.8e-6))}), or raise --max-memory"
+    )
 
 
 def _read_texts(source: Source, options: TokenizerOptions, report: TokenizerReport) -> Iterator[tuple[str, int]]:

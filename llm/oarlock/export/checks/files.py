@@ -12,12 +12,12 @@ from typing import Any
 
 from oarlock import __version__
 from oarlock.errors import ModelError
-from oarlock.export.checks.findings import Finding, shown, shown_value
+from oarlock.export.checks.findings import Finding, format_value, shown
 from oarlock.export.manifest import MANIFEST_FILE, read_manifest
 from oarlock.export.servers import SERVED_NAME
 from oarlock.export.start_scripts import START_FILE, format_start_script, read_adapter_ranks
 from oarlock.formats.files import read_bytes
-from oarlock.formats.links import foreign_entries
+from oarlock.formats.links import find_foreign_entries
 from oarlock.triton_repository.model_code import LIBRARY, find_foreign_code
 
 _EXPORT = "Export the model again with `oarlock export`"
@@ -54,7 +54,7 @@ def check_files(folder: Path, server: str, config: Mapping[str, Any] | str, know
 def check_places(folder: Path) -> list[Finding]:
     """Find links that lead out of the folder, pipes and other special files."""
     found = []
-    for entry in foreign_entries(folder, hidden=True):
+    for entry in find_foreign_entries(folder, hidden=True):
         place = entry.path.relative_to(folder).as_posix()
         if not place.startswith(".git/"):
             problem = f"{entry.reason}; its content is not part of the export"
@@ -81,7 +81,7 @@ def check_repository_files(folder: Path) -> list[Finding]:
 def _check_code(folder: Path, manifest: Mapping[str, Any]) -> list[Finding]:
     written = manifest.get("versions", {}).get("oarlock")
     if written != __version__:
-        problem = f"written by oarlock {shown_value(written)}; this is {__version__}, so the code can't be compared"
+        problem = f"written by oarlock {format_value(written)}; this is {__version__}, so the code can't be compared"
         return [Finding("code", f"*/1/{LIBRARY}", problem, _EXPORT)]
     changed = find_foreign_code(folder)
     problem = f"not the code of oarlock {__version__}, and Triton would run it"

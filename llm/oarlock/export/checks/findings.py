@@ -38,7 +38,7 @@ def shown(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f", ... ({len(names):,} in all)" if len(names) > most else "")
 
 
-def shown_value(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Show a value of a file, shortened to fit on a line."""
     text = repr(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from oarlock.export.checks.findings import Finding, read_object, shown_value
+from oarlock.export.checks.findings import Finding, format_value, read_object
 from oarlock.files import GENERATION_FILE
 from oarlock.sampling.params import RANGES
 from oarlock.sampling.ranges import Range
@@ -60,14 +60,14 @@ def _find_problem(name: str, value: Any, rows: int | None) -> str:
         for token in value if many and isinstance(value, list) else [value]:
             least = 0 if many else -1  # -1: there is none
             if isinstance(token, bool) or not isinstance(token, int) or token < least:
-                return f"must be a token id{' or a list of token ids' * many}; it is {shown_value(value)}"
+                return f"must be a token id{' or a list of token ids' * many}; it is {format_value(value)}"
             if rows is not None and token >= rows:
                 return f"token {token:,} is beyond the {rows:,} rows of the embedding (vocab_size)"
         return ""
     if name in _FLAGS and not isinstance(value, bool):
-        return f"must be true or false; it is {shown_value(value)}"
+        return f"must be true or false; it is {format_value(value)}"
     about = _RANGES.get(name)
     if about is not None and not (about.is_number(value) and about.holds(value)):
         kind = "whole number" if about.is_whole else "number"
-        return f"must be a {kind} {about.words}; it is {shown_value(value)}"
+        return f"must be a {kind} {about.words}; it is {format_value(value)}"
     return ""

@@ -14,7 +14,7 @@ from oarlock.export.checks.weights import check_headers
 from oarlock.export.manifest import MANIFEST_FILE
 from oarlock.export.requirements import check_requirements
 from oarlock.formats.files import is_missing, read_bytes
-from oarlock.formats.names import name_problem
+from oarlock.formats.names import find_name_problem
 from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, read_triton_config
 
 _EXPORT = "Export again with --target triton"
@@ -86,7 +86,7 @@ def _check_versions(folder: Path, config: Any) -> list[Finding]:
     if not versions:
         return [Finding("version", f"{folder.name}/1", "no version folder, so Triton loads nothing", _EXPORT)]
     file = config.default_model_filename or ("model.py" if config.backend == _PYTHON else "")
-    if file and (problem := name_problem(file)):
+    if file and (problem := find_name_problem(file)):
         place = f"{folder.name}/{TRITON_CONFIG}, default_model_filename"
         return [Finding("pbtxt", place, f"{file[:100]!r} is not the name of a file: {problem}", _EXPORT)]
     findings = []

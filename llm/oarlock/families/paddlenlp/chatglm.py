@@ -12,8 +12,9 @@ FAMILY = Family(
     lora_targets=MEGATRON_LINEARS,
     kv_axes=TOKEN_FIRST,
     why_not={
-        "hf_weights": "PaddleNLP does not know the names of its weights there; convert them to Paddle's format first",
-        "hf_config": "transformers has no ChatGLM (its published models bring code of their own)",
+        "hf_weights": "PaddleNLP has no table of its Hugging Face weight names; convert the weights to Paddle's format "
+        "first",
+        "hf_config": "transformers has no ChatGLM (its published models come with their own code)",
     },
     gated_mlp=False,
     head_size_multiple=4,  # half of a head for each of its two kinds of positions

@@ -11,7 +11,7 @@ FAMILY = Family(
     sequence_parallel=True,
     lora_targets=MEGATRON_LINEARS,
     kv_axes=TOKEN_FIRST,
-    why_not={"hf_config": "transformers has no ChatGLM2 (its published models bring code of their own)"},
+    why_not={"hf_config": "transformers has no ChatGLM2 (its published models come with their own code)"},
     published_as=PublishedName("chatglm", field="multi_query_group_num", class_prefix="ChatGLM"),
     head_size_multiple=2,
     never_tied=True,

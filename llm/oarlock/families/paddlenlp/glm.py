@@ -13,8 +13,8 @@ FAMILY = Family(
     why_not={
         "kv_axes": "its layers cache hidden states, not keys and values",
         "hf_weights": "its converter in PaddleNLP 3.0.0b4 imports a function that no longer exists",
-        "hf_config": "the GLM of transformers is GLM-4; that of PaddleNLP is the older one, with two positions and "
-        "blank filling",
+        "hf_config": "transformers' GLM is GLM-4; PaddleNLP's is the older GLM, with two-dimensional positions and "
+        "blank infilling",
     },
     gated_mlp=False,
     paddlenlp_tokenizer="GLMGPT2Tokenizer",

@@ -11,8 +11,8 @@ FAMILY = Family(
     sequence_parallel=False,
     lora_targets=("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out"),
     why_not={
-        "kv_axes": "PaddleNLP's GPT-J counts positions from the padding on, so a prefix would be at a different "
-        "distance in every row of a batch",
+        "kv_axes": "PaddleNLP's GPT-J counts padding tokens as positions, so the distance to a prefix would differ "
+        "between rows of a batch",
     },
     gated_mlp=False,
     layer_masks=True,

@@ -47,8 +47,8 @@ FAMILY = Family(
     kv_axes=HEADS_BEFORE_TOKENS,
     positions_follow_prefix=True,
     why_not={
-        "tensor_parallel": "PaddleNLP's OPTLMHead neither sums its input's gradient over the ranks nor gathers the "
-        "logits, so two ranks would train a different model",
+        "tensor_parallel": "PaddleNLP's OPTLMHead neither sums the gradient of its input over the ranks nor gathers "
+        "the logits, so the trained model would be wrong",
     },
     gated_mlp=False,
     untied_heads=(

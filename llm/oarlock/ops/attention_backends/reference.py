@@ -49,7 +49,7 @@ def reference_attention(
         weights = functional.dropout(weights, dropout)
     weights = weights.astype(value.dtype).reshape([0, kv_heads, -1, 0])
     output = paddle.matmul(weights, value).reshape([0, heads, -1, value.shape[3]])
-    # Softmax gives a query without keys the mean of all values, and with a sink weights of exp(-64).
+    # Softmax gives a query without keys the mean of all values, or weights of exp(-64) if there is a sink.
     output = output * seen.any(axis=-1, keepdim=True).astype(output.dtype)
     return output.transpose([0, 2, 1, 3])
 

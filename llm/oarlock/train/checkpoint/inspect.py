@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from oarlock.environment import matmul_library
-from oarlock.environment.console import get_logger, progress_bar
+from oarlock.environment.console import get_logger, make_progress_bar
 from oarlock.errors import CheckpointError
-from oarlock.files import GENERATION_FILE, is_vacant, new_folder
+from oarlock.files import GENERATION_FILE, create_folder, is_vacant
 from oarlock.peft.adapter_folder import ADAPTER_FILE, write_adapter_weights
 from oarlock.peft.open_adapter import read_adapter_file
 from oarlock.train.checkpoint.manifest import read_complete_manifest, read_manifest, verify
@@ -88,7 +88,7 @@ def consolidate(folder: str | Path, output: str | Path, max_shard_bytes: int, ch
     recorded = (verify if check else read_complete_manifest)(folder).files
     adapter = read_adapter_file(folder / ADAPTER_FILE, CheckpointError) if ADAPTER_FILE in recorded else None
     try:
-        with new_folder(output, find_readers(folder)) as building:
+        with create_folder(output, find_readers(folder)) as building:
             with ShardedStore.open(folder) as pieces:
                 names = sorted(pieces.names(WEIGHTS))
                 sources = [
@@ -98,7 +98,7 @@ def consolidate(folder: str | Path, output: str | Path, max_shard_bytes: int, ch
                     for name in names
                 ]
                 total = sum(source.num_bytes for source in sources)
-                with progress_bar(total, "consolidate", "B", unit_scale=True) as bar:
+                with make_progress_bar(total, "consolidate", "B", unit_scale=True) as bar:
                     if adapter:
                         write_adapter_weights(sources, adapter, building, bar.update)
                     else:

@@ -16,16 +16,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
 from oarlock.config.finetune import FinetuneConfig
-from oarlock.config.options import OptionSpec, option_specs
+from oarlock.config.options import OptionSpec, list_option_specs
 from oarlock.config.pretrain import PretrainConfig
 from oarlock.environment.console import get_logger
-from oarlock.environment.cpu import available_cores
+from oarlock.environment.cpu import count_available_cores
 from oarlock.errors import CheckpointError
-from oarlock.files import file_sha256, settle_file, sync_file, write_text_atomically
+from oarlock.files import compute_sha256, settle_file, sync_file, write_text_atomically
 from oarlock.formats.files import is_missing, read_bytes
 from oarlock.formats.json_file import INDEX_BYTES, parse_json, read_json
 from oarlock.formats.links import check_links
-from oarlock.formats.sealed import SEAL, check_seal, is_sealed, sealed_text
+from oarlock.formats.sealed import SEAL, check_seal, is_sealed, seal_text
 from oarlock.train.checkpoint.manifest_fields import (
     BaseState,
     BestState,
@@ -109,14 +109,14 @@ class Manifest:
                 self.files[name] = {"bytes": known[name].num_bytes, "sha256": known[name].sha256}
                 continue
             settle_file(path)
-            self.files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+            self.files[name] = {"bytes": path.stat().st_size, "sha256": compute_sha256(path)}
         if lost := sorted(set(known or ()) - set(self.files)):
             raise CheckpointError(f"{folder / lost[0]} is missing")
         content = asdict(self)
         del content[SEAL]
         loss, steps = self.loss_window
         content["loss_window"] = [loss if loss is not None and math.isfinite(loss) else None, steps]
-        write_text_atomically(folder / MANIFEST, sealed_text(content))
+        write_text_atomically(folder / MANIFEST, seal_text(content))
         sync_file(folder)
 
 
@@ -146,7 +146,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise CheckpointError(f"{path}: {manifest.step:,} steps can't consume {manifest.samples:,} samples")
     _check_names(manifest, path)
     # Options that this version does not know are kept unchanged.
-    specs: dict[str, OptionSpec] = {**option_specs(PretrainConfig), **option_specs(FinetuneConfig)}
+    specs: dict[str, OptionSpec] = {**list_option_specs(PretrainConfig), **list_option_specs(FinetuneConfig)}
     for name, value in manifest.config.items():
         if (spec := specs.get(name)) is None:
             continue
@@ -187,8 +187,8 @@ def verify(folder: str | Path) -> Manifest:
         raise CheckpointError(f"{folder}: its manifest belongs to step {manifest.step:,}")
     for name, expected in manifest.files.items():
         _check_file(folder, name, expected["bytes"])
-    with ThreadPoolExecutor(min(_HASHED_AT_ONCE, available_cores())) as pool:
-        digests = pool.map(file_sha256, [folder / name for name in manifest.files])
+    with ThreadPoolExecutor(min(_HASHED_AT_ONCE, count_available_cores())) as pool:
+        digests = pool.map(compute_sha256, [folder / name for name in manifest.files])
         try:
             for (name, expected), digest in zip(manifest.files.items(), digests, strict=True):
                 if digest != expected["sha256"]:
@@ -257,7 +257,7 @@ def list_unlisted_files(folder: str | Path, manifest: Manifest) -> list[str]:
     return sorted(set(found) - {MANIFEST, *manifest.files})
 
 
-def checkpoint_folder(output_dir: str | Path, step: int) -> Path:
+def make_checkpoint_path(output_dir: str | Path, step: int) -> Path:
     return Path(output_dir) / f"checkpoint-{step}"
 
 

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oarlock.config.load import flatten
-from oarlock.config.options import option_specs
+from oarlock.config.options import list_option_specs
 from oarlock.environment.console import get_logger
 from oarlock.errors import CheckpointError
 from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_ranks
 from oarlock.train.checkpoint.manifest import (
     Manifest,
-    checkpoint_folder,
     find_newest_checkpoint,
     list_checkpoints,
+    make_checkpoint_path,
     read_manifest,
     verify,
 )
@@ -77,7 +77,7 @@ def _open_choice(config: RunConfig, choice: tuple[int, str] | None) -> ResumePoi
         return None
     step, digest = choice
     checkpoint = config.checkpoint
-    folder = Path(checkpoint.resume_from_checkpoint or checkpoint_folder(checkpoint.output_dir, int(step)))
+    folder = Path(checkpoint.resume_from_checkpoint or make_checkpoint_path(checkpoint.output_dir, int(step)))
     manifest = read_manifest(folder)
     if (manifest.step, manifest.sha256) != (step, digest):
         raise CheckpointError(f"{folder}: not the checkpoint that rank 0 resumes from; --output_dir has to be shared")
@@ -132,7 +132,7 @@ def find_differences(
     config: RunConfig, manifest: Manifest, data_fingerprint: str, base: Base | None = None
 ) -> list[str]:
     """List what prevents an automatic resume: changed data, base model, and options that affect the result."""
-    now, specs = flatten(config), option_specs(type(config))
+    now, specs = flatten(config), list_option_specs(type(config))
     lines = [
         f"{name} was {manifest.config.get(name)!r}, is {now[name]!r}"
         for name, spec in specs.items()

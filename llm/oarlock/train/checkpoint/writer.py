@@ -21,12 +21,12 @@ from oarlock.environment.ranks import is_first_rank
 from oarlock.errors import CheckpointError, OutputLost, StoppedWithOthers, report
 from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_ranks
 from oarlock.train.checkpoint.local_shards import LocalShards
-from oarlock.train.checkpoint.manifest import TRAINER_STATE, Manifest, checkpoint_folder, list_checkpoints
+from oarlock.train.checkpoint.manifest import TRAINER_STATE, Manifest, list_checkpoints, make_checkpoint_path
 from oarlock.train.checkpoint.manifest_fields import BestState, ScalerState
 from oarlock.train.checkpoint.model_files import ModelFiles
 from oarlock.train.checkpoint.pending_save import PendingSave, delete_folder
 from oarlock.train.output.folder_guard import check_output_dir, describe_newest_checkpoint, explain_error
-from oarlock.versions import package_versions
+from oarlock.versions import read_package_versions
 
 if TYPE_CHECKING:
     from oarlock.config.run_config import RunConfig
@@ -92,7 +92,7 @@ class CheckpointWriter:
             owes_evaluation=progress.owes_evaluation,
             planned_steps=state.max_steps,
             plan=self._plan.describe(),
-            versions=package_versions(),
+            versions=read_package_versions(),
             products=matmul_library.find_library_in_use(),
         )
         with contextlib.suppress(CheckpointError, StoppedWithOthers):  # was reported when it happened
@@ -106,7 +106,7 @@ class CheckpointWriter:
 
     def _write(self, manifest: Manifest, state: Any) -> PendingSave:
         """Write the checkpoint, or only copy the state for a save in the background."""
-        final = checkpoint_folder(self.output_dir, manifest.step)
+        final = make_checkpoint_path(self.output_dir, manifest.step)
         partial = self.output_dir / f".checkpoint-{manifest.step}.partial"
         saves: list[PendingSave] = []
         parts: list[dict[str, Any]] = []

@@ -18,7 +18,7 @@ from oarlock.errors import CheckpointError
 from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_ranks
 from oarlock.train.checkpoint.load_shards import reload_weights
 from oarlock.train.checkpoint.local_shards import LocalShards
-from oarlock.train.checkpoint.manifest import MANIFEST, checkpoint_folder, verify
+from oarlock.train.checkpoint.manifest import MANIFEST, make_checkpoint_path, verify
 from oarlock.train.checkpoint.manifest_fields import BestState
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def judge_evaluation(
     """
     step = state.global_step
     value = all_gather_objects(metrics[best.metric])[0]  # rank 0's value, so that all ranks decide alike
-    checkpoint = checkpoint_folder(config.checkpoint.output_dir, step)
+    checkpoint = make_checkpoint_path(config.checkpoint.output_dir, step)
     if best.observe(value, step, checkpoint) and best.keep:
         control.should_save = True
     if best.exhausted and step < state.max_steps:

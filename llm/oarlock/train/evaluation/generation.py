@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from oarlock.environment.console import log_once, progress_bar
+from oarlock.environment.console import log_once, make_progress_bar
 from oarlock.model_config.generation_config import find_end_tokens
 from oarlock.models.generate import generate_ids, generate_without_cache
 from oarlock.train.evaluation.prompts import Answer, PromptSet
@@ -37,7 +37,7 @@ def generate_answers(
     model.eval()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].input_ids))
     texts: dict[int, str] = {}
-    with progress_bar(len(prompts), "generate", "answer", leave=False) as bar:
+    with make_progress_bar(len(prompts), "generate", "answer", leave=False) as bar:
         for start in range(0, len(order), prompt_set.batch_size):
             chosen = order[start : start + prompt_set.batch_size]
             rows = [prompts[i].input_ids for i in chosen]

@@ -13,7 +13,7 @@ from oarlock.environment import matmul_library
 from oarlock.environment.ranks import world_size
 from oarlock.files import write_json, write_text_atomically
 from oarlock.train.output.folder_guard import RUN_FILE
-from oarlock.versions import package_versions
+from oarlock.versions import read_package_versions
 
 CONFIG_FILE = "oarlock_config.yaml"
 
@@ -33,6 +33,6 @@ def record_run(output_dir: Path, text: str) -> None:
             "world_size": world_size(),
             "device": paddle.device.get_device(),
             "products": matmul_library.find_library_in_use(),
-            "versions": package_versions(),
+            "versions": read_package_versions(),
         },
     )

@@ -16,11 +16,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from oarlock.config.load import config_from_flat, flatten
+from oarlock.config.load import flatten, load_flat_config
 from oarlock.config.run_config import RunConfig
 from oarlock.cpu_ranks.fork_launch import launch
 from oarlock.environment.console import get_logger
-from oarlock.environment.cpu import available_cores
+from oarlock.environment.cpu import count_available_cores
 from oarlock.errors import ModelError, TrainingError
 from oarlock.families.model_sizes import EXPERT_COUNTS, ModelSizes
 from oarlock.model_config.builtin_configs import read_config_by_name
@@ -80,7 +80,7 @@ def shrink_model(content: dict[str, Any], plan: ParallelPlan) -> dict[str, Any]:
 
 
 def _shrink_experts(content: dict[str, Any], plan: ParallelPlan, hidden: int) -> dict[str, Any]:
-    """Shrink the sizes of experts and of latent attention, by transformers' names."""
+    """Return the further sizes of a mixture of experts or of latent attention, by transformers' names."""
     groups = content.get("n_group") or 1
     sizes = dict.fromkeys(EXPERT_COUNTS, 2 * math.lcm(plan.expert, groups))
     sizes |= {"num_experts_per_tok": 2, "moe_intermediate_size": hidden, "shared_expert_intermediate_size": hidden}
@@ -133,7 +133,7 @@ def shrink_config(config: RunConfig, plan: ParallelPlan, model: Path, output_dir
         "disable_tqdm": True,
         "log_level": "error",
         "save_strategy": "no",
-        "stage3_min_elements": 512 if plan.sequence_parallel else 64,  # see plan_rules.slicing_problems
+        "stage3_min_elements": 512 if plan.sequence_parallel else 64,  # see plan_rules.find_slicing_problems
         "collective_timeout": 120.0,
     }
     changes |= {"max_seq_length": length, "continue_training": True, "input_dir": None}
@@ -142,7 +142,7 @@ def shrink_config(config: RunConfig, plan: ParallelPlan, model: Path, output_dir
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     changes |= dict.fromkeys((*sizes, "vocab_size"))
     flat = flatten(config)
-    return config_from_flat(type(config), flat | {name: value for name, value in changes.items() if name in flat})
+    return load_flat_config(type(config), flat | {name: value for name, value in changes.items() if name in flat})
 
 
 def rehearse(command: TrainingCommand, steps: int = 5, folder: Path | None = None) -> Verdict:
@@ -182,7 +182,7 @@ def _run(command: TrainingCommand, plan: ParallelPlan, content: dict[str, Any], 
         path.mkdir(parents=True, exist_ok=True)
     small = shrink_config(command.config, plan, model, folder / "output", steps)
     logger.info(
-        f"rehearsing on {available_cores()} core(s): {plan.describe()}; {content['num_hidden_layers']} layers, "
+        f"rehearsing on {count_available_cores()} core(s): {plan.describe()}; {content['num_hidden_layers']} layers, "
         f"{content['num_attention_heads']} heads, hidden size {content['hidden_size']}"
     )
     _refuse_failure(
@@ -200,7 +200,7 @@ def _run(command: TrainingCommand, plan: ParallelPlan, content: dict[str, Any], 
         "recompute": False,
         "gradient_accumulation_steps": flat["gradient_accumulation_steps"] * plan.replicas,
     }
-    alone = config_from_flat(type(small), flat | single)
+    alone = load_flat_config(type(small), flat | single)
     codes = launch(1, lambda: run_rank(alone, one, None, TOLERANCE), folder / "log-one", quiet=True)
     _refuse_failure(codes, folder / "log-one")
     reference = RankReport.read(one, 0)

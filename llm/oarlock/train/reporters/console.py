@@ -9,7 +9,7 @@ from typing import Any
 from paddlenlp.trainer import TrainerCallback
 from tqdm import tqdm
 
-from oarlock.environment.console import get_logger, progress_bar
+from oarlock.environment.console import get_logger, make_progress_bar
 from oarlock.environment.ranks import is_first_rank
 from oarlock.train.reporters.row_file import Row
 
@@ -41,7 +41,7 @@ class Console(TrainerCallback):
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **_: Any) -> None:
         if self._eval_bar is None and not self.as_lines:
-            self._eval_bar = progress_bar(len(eval_dataloader), "evaluate", "batch", leave=False)
+            self._eval_bar = make_progress_bar(len(eval_dataloader), "evaluate", "batch", leave=False)
         if self._eval_bar is not None:
             self._eval_bar.update()
 

@@ -24,7 +24,7 @@ _GONE_SECONDS = 60
 _KEEP_ALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
 
 
-def plain_error(status: int, message: str) -> bytes:
+def make_plain_error(status: int, message: str) -> bytes:
     """An error as Triton writes it."""
     return json.dumps({"error": message}).encode()
 
@@ -45,7 +45,7 @@ class ConnectionLimits:
     max_pieces: int
     head_seconds: float = 10.0
     write_seconds: float = 30.0
-    error_body: Callable[[int, str], bytes] = plain_error
+    error_body: Callable[[int, str], bytes] = make_plain_error
 
 
 class _BoundedConnection(h11.Connection):

@@ -17,7 +17,7 @@ from oarlock.serve.front.admission import Admission
 from oarlock.serve.front.http.bodies import limit_pieces
 from oarlock.serve.front.http.guard import ErrorResponse, Guard, GuardRules
 from oarlock.serve.front.http.heads import HeadRules, is_everywhere, list_server_names
-from oarlock.serve.front.http.protocol import MAX_HEAD_BYTES, ConnectionLimits, FrontProtocol, plain_error
+from oarlock.serve.front.http.protocol import MAX_HEAD_BYTES, ConnectionLimits, FrontProtocol, make_plain_error
 from oarlock.serve.front.http.tls_connections import TlsDoor, count_handshakes
 from oarlock.serve.front.keys import Keys
 
@@ -86,7 +86,7 @@ def make_http_server(
     config: ServeConfig,
     port: int,
     *,
-    error_body: Callable[[int, str], bytes] = plain_error,
+    error_body: Callable[[int, str], bytes] = make_plain_error,
     lifespan: bool = False,
     head_seconds: float = 10.0,
     write_seconds: float = 30.0,
