@@ -40,15 +40,9 @@ def rotate(query: Tensor, key: Tensor, rope: Rope, positions: Tensor | None, len
     if not paddle.in_dynamic_mode():
         return _rotate_in_graph(query, key, rope, positions)
     if positions is not None and _is_long(rope, length):  # as is the row; padded or packed texts may not be
-        lengths = (positions.max(axis=1) + 1).tolist()
-        length = max(lengths)
-        if rope.kind == "longrope" and _is_long(rope, length) and not _is_long(rope, min(lengths)):
-            rows = [
-                rotate(query[i : i + 1], key[i : i + 1], rope, positions[i : i + 1], own)
-                for i, own in enumerate(lengths)
-            ]
-            return tuple(paddle.concat(parts) for parts in zip(*rows, strict=True))
-    cos, sin = _find_table(rope, length)
+        cos, sin, positions = _join_tables(rope, positions)
+    else:
+        cos, sin = _find_table(rope, length)
     if can_fuse(query, key):
         return fused_rotary(query, key, cos, sin, positions)
     cos, sin = cos.astype(query.dtype), sin.astype(query.dtype)
@@ -103,6 +97,26 @@ def _find_table(rope: Rope, length: int) -> tuple[Tensor, Tensor]:
         found = _Table(*about, rows, cos, sin)
         _tables = (found, *others[: _MOST_TABLES - 1])
     return found.cos, found.sin
+
+
+def _join_tables(rope: Rope, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return cos, sin and the rows to look up, for texts that need tables of their own: each begins at position 0."""
+    places = positions.numpy()
+    row = np.arange(len(places))[:, None]
+    text = np.cumsum(places == 0, axis=1) + row * (places.shape[1] + 1)
+    longest = np.zeros(text.max() + 1, np.int64)
+    np.maximum.at(longest, text, places + 1)
+    # Texts of one kind share a table. Of longrope there are two, of dynamic one for every length.
+    lengths = np.maximum(longest[text], original_length(rope))
+    if rope.kind == "longrope":
+        lengths = np.where(lengths > original_length(rope), lengths.max(), lengths)
+    each, which = np.unique(lengths, return_inverse=True)
+    tables = [_find_table(rope, int(length)) for length in each]
+    if len(tables) == 1:
+        return *tables[0], positions
+    starts = np.cumsum([0, *(len(cos) for cos, _ in tables[:-1])])
+    cos, sin = (paddle.concat(parts) for parts in zip(*tables, strict=True))
+    return cos, sin, positions + paddle.to_tensor(starts[which.reshape(places.shape)], place=positions.place)
 
 
 def _is_long(rope: Rope, length: int) -> bool:
