@@ -41,8 +41,7 @@ def make_empty_model(model_class: Any, config: PretrainedConfig, method: Method 
 def stream_logits(model: nn.Layer, read: Reader, names: set[str], ids: np.ndarray) -> np.ndarray:
     """Compute logits [batch, tokens, vocabulary] of ids [batch, tokens].
 
-    Memory holds the parameters of one PaddleNLP layer (a matrix, a norm, an embedding) at a time, and the tensor read
-    last.
+    Memory holds the parameters of one layer (a matrix, a norm, an embedding) at a time, and the tensor read last.
 
     Args:
         model: from make_empty_model(). Every parameter has to be used by the layer that owns it, unless it has the
