@@ -107,9 +107,9 @@ def _join_tables(rope: Rope, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]
     longest = np.zeros(text.max() + 1, np.int64)
     np.maximum.at(longest, text, places + 1)
     # Texts of one kind share a table. Of longrope there are two, of dynamic one for every length.
-    lengths = np.maximum(longest[text], original_length(rope))
+    lengths = np.maximum(longest[text], get_original_length(rope))
     if rope.kind == "longrope":
-        lengths = np.where(lengths > original_length(rope), lengths.max(), lengths)
+        lengths = np.where(lengths > get_original_length(rope), lengths.max(), lengths)
     each, which = np.unique(lengths, return_inverse=True)
     tables = [_find_table(rope, int(length)) for length in each]
     if len(tables) == 1:
@@ -121,7 +121,7 @@ def _join_tables(rope: Rope, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 def _is_long(rope: Rope, length: int) -> bool:
     """Whether the frequencies are others than those of short texts."""
-    return rope.kind in ("dynamic", "longrope") and length > get_original_length(rope)
+    return rope.depends_on_length and length > get_original_length(rope)
 
 
 def _compute_cos_and_sin(rope: Rope, positions: Tensor, inverse: Tensor, factor: float) -> tuple[Tensor, Tensor]:
