@@ -62,6 +62,8 @@ MODELS |= {name: TINY_CONFIGS[name] for name in NEWER}
 # Adapters of packed projections, beside norms in and after attention, and of latent attention beside experts.
 RUNS += [f"{name}/full" for name in NEWER]
 RUNS += [f"{name}/lora" for name in ("phi3", "qwen3", "gemma2", "deepseek_v3") if name in NEWER]
+# PEFT's "all-linear" is also the routers and the experts, which PEFT adapts as one parameter each.
+TARGETS = {"deepseek_v3": ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]}
 RATE, CLIP = 1e-3, 0.25
 # Ours (two options) and theirs (one: a ratio below 1, otherwise steps).
 SCHEDULES = {
@@ -104,10 +106,9 @@ class Peers:
         ]
         self.data.write_text("\n".join(map(json.dumps, records)))
         places = {name: {"folder": str(self.model(name)), "adapter": str(self.adapter(name))} for name in MODELS}
-        targets = {name: list(FAMILIES[MODELS[name]["model_type"]].lora_targets) for name in NEWER}
         self.ask_peer(
             {
-                name: place | {"make": MODELS[name], "seed": len(name), "targets": targets.get(name, "all-linear")}
+                name: place | {"make": MODELS[name], "seed": len(name), "targets": TARGETS.get(name, "all-linear")}
                 for name, place in places.items()
             }
         )

@@ -1,6 +1,6 @@
-"""Families that together have every part of the own decoder, under plans of up to 4 ranks, against one process.
+"""Families that together have every part of our decoder, under plans of up to 4 ranks (8 once), against one process.
 
-(Mixtures of experts have a file of their own, test_plans.py has Llama and Qwen2 under every plan.)
+Mixtures of experts have a file of their own; test_plans.py has Llama and Qwen2 under every plan.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from plan_runs import run_groups
+from test_family_plans import METHODS
 from test_plans import BATCH, PP, SH, TP, plan
 
 from oarlock.families.registry import FAMILIES
@@ -24,46 +25,48 @@ PLANS = {
     "tensor-pipeline": plan(4, **{TP: 2, PP: 2}),
     "tensor-stage2": plan(4, 2, sharding="stage2", **{TP: 2}),
     "pipeline-stage2": plan(4, 2, micro=1, sharding="stage2", **{PP: 2}),
+    "tensor-pipeline-stage2": plan(8, 2, micro=1, sharding="stage2", **{TP: 2, PP: 2, SH: 2}),
 }
-WIDE = {"tensor-pipeline-stage2": plan(8, 2, micro=1, sharding="stage2", **{TP: 2, PP: 2, SH: 2})}
 FEW = ("sequence-recompute", "tensor-pipeline", "stage3")
-# What each has that others have not.
-CHOSEN = {
-    "qwen3": [*PLANS],  # norms of queries and keys by head
-    "gemma2": [*PLANS, *WIDE],  # norms around both parts, soft caps, windows, tied
-    "phi3": [*FEW, "tensor"],  # packed projections, which tensor parallelism cuts inside
-    "glm4": FEW,  # interleaved partial rotary embedding
-    "olmo2": [*FEW, "tensor"],  # norms over all heads, which are on several ranks
-    "granite": FEW,  # multipliers
-    "smollm3": FEW,  # layers without positions
+# Families by what they have that others have not.
+CHOSEN: dict[tuple[str, str], tuple[str, ...]] = {
+    ("qwen3", "full"): tuple(PLANS)[:-1],  # norms of queries and keys by head
+    ("gemma2", "full"): tuple(PLANS),  # norms before and after, soft caps, windows, tied
+    ("phi3", "full"): (*FEW, "tensor"),  # packed projections, inside of which tensor parallelism cuts
+    ("glm4", "full"): FEW,  # interleaved partial rotary embedding, biases
+    ("olmo2", "full"): (*FEW, "tensor"),  # norms over all heads, which are on several ranks
+    ("granite", "full"): FEW,  # multipliers
+    ("smollm3", "full"): FEW,  # layers without positions
+    ("phi3", "lora"): ("tensor", "sequence-recompute", "pipeline"),
+    ("olmo2", "lora"): ("tensor",),
+    ("gemma2", "lora"): ("pipeline",),
+    ("qwen3", "prefix"): ("tensor",),
+    ("gemma2", "p_tuning"): ("tensor",),
 }
 CASES = [
-    (family, way)
-    for family, ways in CHOSEN.items() if family in FAMILIES
-    for way in ways
-]  # fmt: skip
+    pytest.param(number, position, id=f"{family}-{method}-{way}")
+    for number, ((family, method), ways) in enumerate(CHOSEN.items())
+    for position, way in enumerate(ways)
+]
 
 
-def group(family: str) -> dict[str, Any]:
+def make_group(family: str, method: str, ways: tuple[str, ...]) -> dict[str, Any]:
     model = TINY_CONFIGS[family] | {"architectures": [FAMILIES[family].architecture]}
-    plans = [(PLANS | WIDE)[way] for name, way in CASES if name == family]
-    return {"kind": "finetune", "batch": BATCH, "steps": STEPS, "whole": True, "model": model, "plans": plans}
+    common = {"kind": "finetune", "batch": BATCH, "steps": STEPS, "whole": True, "flags": METHODS[method]}
+    return common | {"model": model, "plans": [PLANS[way] for way in ways]}
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> dict[tuple[str, str], dict[str, Any]]:
-    families = list(dict.fromkeys(family for family, _ in CASES))
-    found = run_groups([group(family) for family in families], tmp_path_factory.mktemp("plans"), seconds=900)
-    ways = {family: [way for name, way in CASES if name == family] for family in families}
-    return {
-        (families[number], ways[families[number]][position]): result for (number, position, _), result in found.items()
-    }
+def results(tmp_path_factory) -> dict[tuple[int, int], dict[str, Any]]:
+    groups = [make_group(*chosen, ways) for chosen, ways in CHOSEN.items()]
+    found = run_groups(groups, tmp_path_factory.mktemp("plans"), seconds=900)
+    return {(number, position): result for (number, position, _), result in found.items()}
 
 
 @pytest.mark.timeout(900)  # the first one waits for all the runs
-@pytest.mark.parametrize(("family", "way"), CASES)
-def test_a_plan_equals_one_process(results, family, way, record_property):
-    result = results[family, way]
+@pytest.mark.parametrize(("number", "position"), CASES)
+def test_a_plan_equals_one_process(results, number, position, record_property):
+    result = results[number, position]
     assert result["problem"] is None, "\n".join([str(result["problem"]), *result.get("logs", [])])
     assert result["num_losses"] == STEPS
     record_property("plans", result["difference"])

@@ -39,16 +39,10 @@ def rotate(query: Tensor, key: Tensor, rope: Rope, positions: Tensor | None, len
         return tuple(x.reshape([0, 0, 0, 2, x.shape[-1] // 2]).transpose([0, 1, 2, 4, 3]).flatten(3) for x in rotated)
     if not paddle.in_dynamic_mode():
         return _rotate_in_graph(query, key, rope, positions)
-    if positions is not None and _is_long(rope, length):  # the row is; texts in it that are padded or packed may not be
-        lengths = (positions.max(axis=1) + 1).tolist()
-        length = max(lengths)
-        if rope.kind == "longrope" and _is_long(rope, length) and not _is_long(rope, min(lengths)):
-            rows = [
-                rotate(query[i : i + 1], key[i : i + 1], rope, positions[i : i + 1], row_length)
-                for i, row_length in enumerate(lengths)
-            ]
-            return tuple(paddle.concat(parts) for parts in zip(*rows, strict=True))
-    cos, sin = _get_table(rope, length)
+    if positions is not None and _is_long(rope, length):  # the row is; padded or packed texts in it may not be
+        cos, sin, positions = _join_tables(rope, positions)
+    else:
+        cos, sin = _get_table(rope, length)
     if can_fuse(query, key):
         return fused_rotary(query, key, cos, sin, positions)
     cos, sin = cos.astype(query.dtype), sin.astype(query.dtype)
@@ -103,6 +97,29 @@ def _get_table(rope: Rope, length: int) -> tuple[Tensor, Tensor]:
         table = _Table(*identity, rows, cos, sin)
         _tables = (table, *others[: _MAX_TABLES - 1])
     return table.cos, table.sin
+
+
+def _join_tables(rope: Rope, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return cos, sin and each token's row in them, where texts of different lengths need different tables.
+
+    A text begins wherever the position is 0.
+    """
+    array = positions.numpy()
+    row = np.arange(len(array))[:, None]
+    text = np.cumsum(array == 0, axis=1) + row * (array.shape[1] + 1)
+    longest = np.zeros(text.max() + 1, np.int64)
+    np.maximum.at(longest, text, array + 1)
+    # Texts with the same frequencies share a table: longrope needs two tables, dynamic one for every length.
+    lengths = np.maximum(longest[text], get_original_length(rope))
+    if rope.kind == "longrope":
+        lengths = np.where(lengths > get_original_length(rope), lengths.max(), lengths)
+    table_lengths, table_of_token = np.unique(lengths, return_inverse=True)
+    tables = [_get_table(rope, int(length)) for length in table_lengths]
+    if len(tables) == 1:
+        return *tables[0], positions
+    starts = np.cumsum([0, *(len(cos) for cos, _ in tables[:-1])])
+    cos, sin = (paddle.concat(parts) for parts in zip(*tables, strict=True))
+    return cos, sin, positions + paddle.to_tensor(starts[table_of_token.reshape(array.shape)], place=positions.place)
 
 
 def _is_long(rope: Rope, length: int) -> bool:
