@@ -124,7 +124,7 @@ def _join_tables(rope: Rope, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 def _is_long(rope: Rope, length: int) -> bool:
     """Whether the frequencies differ from those of short texts."""
-    return rope.kind in ("dynamic", "longrope") and length > get_original_length(rope)
+    return rope.depends_on_length and length > get_original_length(rope)
 
 
 def _compute_cos_and_sin(rope: Rope, positions: Tensor, inverse: Tensor, factor: float) -> tuple[Tensor, Tensor]:
