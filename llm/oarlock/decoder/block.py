@@ -26,10 +26,16 @@ class DecoderLayer(nn.Layer):
     def __init__(self, spec: DecoderBlock, arch: Architecture, config: Any) -> None:
         super().__init__()
         self.spec, self.config = spec, config
-        is_latent = isinstance(spec.attention, LatentAttention)
-        self.self_attn = (LatentSelfAttention if is_latent else SelfAttention)(spec.attention, arch, config)
-        is_mixture = isinstance(spec.mlp, MoE)
-        self.add_sublayer(spec.mlp_name, (MixtureOfExperts if is_mixture else GatedMLP)(spec.mlp, arch.hidden, config))
+        attention, mlp = spec.attention, spec.mlp
+        self.self_attn = (
+            LatentSelfAttention(attention, arch, config)
+            if isinstance(attention, LatentAttention)
+            else SelfAttention(attention, arch, config)
+        )
+        self.add_sublayer(
+            spec.mlp_name,
+            MixtureOfExperts(mlp, arch.hidden, config) if isinstance(mlp, MoE) else GatedMLP(mlp, arch.hidden, config),
+        )
         norms = spec.norms
         for name in (norms.before_attention, norms.after_attention, norms.before_mlp, norms.after_mlp):
             if name:
@@ -93,9 +99,8 @@ class DecoderLayer(nn.Layer):
             output, _ = attention(normed, context)
             normed, residual, _ = fused_add_rms_norm(output, residual, second.scale, second.epsilon)
             return residual + self._run_mlp(normed, context)
-        linears = attention.q_proj, attention.k_proj, attention.v_proj
-        weights = [linear.weight for linear in linears]
-        *projected, residual, _ = fused_layer_start(x, first.scale, *weights, first.epsilon)
+        linears = q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
+        *projected, residual, _ = fused_layer_start(x, first.scale, q.weight, k.weight, v.weight, first.epsilon)
         query, key, value = (
             states if linear.bias is None else states + linear.bias
             for states, linear in zip(projected, linears, strict=True)

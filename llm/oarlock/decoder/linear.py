@@ -21,12 +21,12 @@ Split = Literal["", "column", "row"]
 def make_linear(
     inputs: int, outputs: int | Sequence[int], config: Any, *, split: Split = "", bias: bool = False
 ) -> nn.Layer:
-    """Make a linear layer of this rank. Its parameters know which slice of the whole tensor they are.
+    """Make this rank's part of a linear layer. `tensor_slice` of a parameter says which slice of the whole it is.
 
     Args:
-        inputs, outputs: sizes on one card. Several outputs are the parts of a packed matrix, each of which is split.
-        split: the axis that tensor parallelism splits: outputs ("column") or inputs ("row"). The layer that follows a
-            "column" one takes its part of the features (Megatron-LM, https://arxiv.org/abs/1909.08053, section 3).
+        inputs, outputs: sizes of the whole matrix. Several outputs are the parts of a packed matrix; each is split.
+        split: what tensor parallelism splits: outputs ("column") or inputs ("row"). A "row" layer takes the features
+            that a "column" one leaves on the rank (Megatron-LM, https://arxiv.org/abs/1909.08053, section 3).
     """
     parts = (outputs,) if isinstance(outputs, int) else tuple(outputs)
     width, degree, rank = sum(parts), config.tensor_parallel_degree, config.tensor_parallel_rank

@@ -20,10 +20,10 @@ class RMSNorm(nn.Layer):
     """x / sqrt(mean(x^2) + epsilon) * (weight + offset), over the last axis; computed in float32.
 
     Args:
-        width: of the last axis.
+        width: size of the last axis.
         offset: added to the weight (Gemma: 1, with weights around 0).
-        follows_sequence: under sequence parallelism each rank norms a part of the tokens, and Fleet sums the weight's
-            gradients.
+        follows_sequence: under sequence parallelism, each rank norms only a part of the tokens, so that Fleet has to
+            sum the gradients of the weight.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class RMSNorm(nn.Layer):
 
     @property
     def scale(self) -> Tensor:
-        """The factor of the normed values, [width]."""
+        """What the normalized values are multiplied with, [width]."""
         return self.weight + self.offset if self.offset else self.weight
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,10 +57,10 @@ def rms_norm(x: Tensor, scale: Tensor, epsilon: float, fused: bool = False) -> T
 
 
 class SplitRMSNorm(nn.Layer):
-    """RMSNorm over all heads together, of which a tensor-parallel rank holds some (OLMo 2).
+    """RMSNorm over all heads together, of which each tensor-parallel rank has a part (OLMo 2).
 
     Args:
-        width: of all heads.
+        width: heads x head_dim, over all ranks.
     """
 
     def __init__(self, width: int, epsilon: float, config: Any) -> None:
@@ -82,7 +82,7 @@ class SplitRMSNorm(nn.Layer):
 
 
 def sum_gradient_over_heads(weight: Tensor, config: Any) -> Tensor:
-    """A parameter that every tensor-parallel rank applies to its own heads: its gradient is summed over the ranks."""
+    """Return the weight, whose gradient is summed over tensor-parallel ranks: each applies it to its own heads."""
     if config.tensor_parallel_degree == 1:
         return weight
     return collective._c_identity(weight, group=fleet.get_hybrid_communicate_group().get_model_parallel_group())

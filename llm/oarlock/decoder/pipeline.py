@@ -45,7 +45,7 @@ class EmbeddingStage(nn.Layer):
         ids, attention_mask, ends, positions = inputs if isinstance(inputs, tuple) else (inputs, None, None, None)
         x = embed(self.embed_tokens, ids, self._arch.embedding_scale, self._config)
         mask = make_mask(attention_mask, ends, flash=False)
-        if mask.seen is not None:
+        if mask.dense is not None:
             raise ValueError("a pipeline takes a mask [batch, tokens] or the ends of packed examples")
         others = [tensor for tensor in (mask.ends, positions) if tensor is not None]
         for tensor in others:

@@ -33,6 +33,11 @@ class Rope:
     scaling: Mapping[str, Any] = field(default_factory=dict)
     interleaved: bool = False
 
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether long texts are rotated by other frequencies from their first token on."""
+        return self.kind in ("dynamic", "longrope")
+
 
 @dataclass(frozen=True)
 class Attention:

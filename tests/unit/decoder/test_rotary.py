@@ -131,15 +131,15 @@ def test_tables_have_the_bits_of_paddlenlps(theta, dim):
 
 def test_layers_share_a_table_that_doubles_and_old_ones_go():
     rope = Rope(1e4, 8, 2048)
-    first = rotary._find_table(rope, 5)
-    assert len(first[0]) == 256 and rotary._find_table(replace(rope), 256)[0] is first[0]
-    grown = rotary._find_table(rope, 257)
+    first = rotary._get_table(rope, 5)
+    assert len(first[0]) == 256 and rotary._get_table(replace(rope), 256)[0] is first[0]
+    grown = rotary._get_table(rope, 257)
     assert len(grown[0]) == 512 and np.array_equal(grown[1][:256].numpy(), first[1].numpy())
-    assert len(rotary._find_table(rope, 1500)[0]) == 2048 and len(rotary._find_table(rope, 3000)[0]) == 4096
+    assert len(rotary._get_table(rope, 1500)[0]) == 2048 and len(rotary._get_table(rope, 3000)[0]) == 4096
     assert len(rotary._tables) == 1 and rotary._tables[0].cos.stop_gradient
     assert make_rotary_tables(rope, 7)[0].shape == [7, 8]
     for theta in range(2, 40):
-        rotary._find_table(Rope(theta, 8, 64), 5)
+        rotary._get_table(Rope(theta, 8, 64), 5)
     assert len(rotary._tables) == 8 and all(len(table.cos) == 64 for table in rotary._tables)
 
 
