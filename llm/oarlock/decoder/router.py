@@ -40,7 +40,6 @@ class Router(nn.Linear):
                 [spec.experts], dtype="float32", default_initializer=nn.initializer.Constant(0.0)
             )
             self.e_score_correction_bias.stop_gradient = True
-            self.e_score_correction_bias.read_outside = True  # by the mixture; see oarlock.models.layer_offload
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """[tokens, hidden] -> logits, float32 [tokens, experts], and the correction [experts] if there is one.

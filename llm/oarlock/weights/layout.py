@@ -1,7 +1,8 @@
 """Which slice of every tensor of the whole model this rank holds.
 
 Names and shapes are those of the model on one card, so weights and checkpoints mean the same under every plan.
-PaddleNLP knows how a tensor is split (`_get_tensor_parallel_mappings`); here that becomes plain index ranges.
+Parameters of our decoder know their slice. PaddleNLP's models have functions that cut it out of a tensor
+(`_get_tensor_parallel_mappings`); here that becomes plain index ranges.
 """
 
 from __future__ import annotations
