@@ -1,4 +1,4 @@
-"""Self-attention with grouped heads, and the context of a forward pass that all layers share."""
+"""Self-attention with grouped heads, and the context that all layers of a forward pass share."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ KeysAndValues = tuple[Tensor, Tensor]  # a layer's KV cache: [batch, keys, kv_he
 
 
 @dataclass(frozen=True)
-class ForwardContext:
-    """The inputs of a forward pass that all layers share.
+class LayerContext:
+    """The inputs of a forward pass that all layers get.
 
     Attributes:
         positions: int64 [batch, tokens]; None: 0, 1, ... in every row.
@@ -83,7 +83,7 @@ class SelfAttention(nn.Layer):
         return self.o_proj
 
     def forward(
-        self, x: Tensor, context: ForwardContext, past: KeysAndValues | None = None
+        self, x: Tensor, context: LayerContext, past: KeysAndValues | None = None
     ) -> tuple[Tensor, KeysAndValues | None]:
         """[batch, tokens, hidden] -> the same shape, and the KV cache if the context asks for it.
 
@@ -107,7 +107,7 @@ class SelfAttention(nn.Layer):
         return [part.reshape([*shape, -1]) for part in parts]
 
     def compute_attention(
-        self, query: Tensor, key: Tensor, value: Tensor, context: ForwardContext, past: KeysAndValues | None = None
+        self, query: Tensor, key: Tensor, value: Tensor, context: LayerContext, past: KeysAndValues | None = None
     ) -> tuple[Tensor, KeysAndValues | None]:
         """Everything between the projections.
 
@@ -141,7 +141,7 @@ class SelfAttention(nn.Layer):
 
 
 def attend_to_cache(
-    layer: Any, query: Tensor, key: Tensor, value: Tensor, context: ForwardContext, past: KeysAndValues | None,
+    layer: Any, query: Tensor, key: Tensor, value: Tensor, context: LayerContext, past: KeysAndValues | None,
     **options: Any,
 ) -> tuple[Tensor, KeysAndValues | None]:  # fmt: skip
     """Attend to the keys of earlier calls and of this one.

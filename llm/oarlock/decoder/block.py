@@ -8,7 +8,7 @@ from typing import Any
 import paddle
 from paddle import nn
 
-from oarlock.decoder.attention import ForwardContext, KeysAndValues, SelfAttention, run_part, should_recompute
+from oarlock.decoder.attention import KeysAndValues, LayerContext, SelfAttention, run_part, should_recompute
 from oarlock.decoder.latent_attention import LatentSelfAttention
 from oarlock.decoder.mlp import GatedMLP
 from oarlock.decoder.moe import MixtureOfExperts
@@ -47,7 +47,7 @@ class DecoderLayer(nn.Layer):
         return self._sub_layers[self.spec.mlp_name]
 
     def forward(
-        self, x: Tensor, context: ForwardContext, past: KeysAndValues | None = None
+        self, x: Tensor, context: LayerContext, past: KeysAndValues | None = None
     ) -> tuple[Tensor, KeysAndValues | None]:
         """[batch, tokens, hidden] -> the same shape, and the KV cache if the context asks for it.
 
@@ -57,9 +57,7 @@ class DecoderLayer(nn.Layer):
             context = replace(context, token_mask=self._mlp.take_mask())
         return run_part(self, "full", self._run, x, context, past)
 
-    def _run(
-        self, x: Tensor, context: ForwardContext, past: KeysAndValues | None
-    ) -> tuple[Tensor, KeysAndValues | None]:
+    def _run(self, x: Tensor, context: LayerContext, past: KeysAndValues | None) -> tuple[Tensor, KeysAndValues | None]:
         if past is None and not context.use_cache and self._can_fuse_norms(x):
             return self._run_fused(x, context), None
         norms = self.spec.norms
@@ -75,7 +73,7 @@ class DecoderLayer(nn.Layer):
     def _add(self, x: Tensor, output: Tensor) -> Tensor:
         return x + (output if self.spec.residual_scale == 1.0 else output * self.spec.residual_scale)
 
-    def _run_mlp(self, x: Tensor, context: ForwardContext) -> Tensor:
+    def _run_mlp(self, x: Tensor, context: LayerContext) -> Tensor:
         mlp = self._mlp
         return mlp(x, context.token_mask) if isinstance(mlp, MixtureOfExperts) else mlp(x)
 
@@ -91,7 +89,7 @@ class DecoderLayer(nn.Layer):
             return False
         return all(map(is_unmodified, before)) and can_fuse(x, *(norm.weight for norm in before))
 
-    def _run_fused(self, x: Tensor, context: ForwardContext) -> Tensor:
+    def _run_fused(self, x: Tensor, context: LayerContext) -> Tensor:
         first, second = self._sub_layers[self.spec.norms.before_attention], self._sub_layers[self.spec.norms.before_mlp]
         attention = self.self_attn
         if not self._can_fuse_layer(x):

@@ -13,7 +13,7 @@ from paddle import nn
 from paddle.distributed import collective, fleet
 from paddle.distributed.fleet.utils.sequence_parallel_utils import AllGatherOp, mark_as_sequence_parallel_parameter
 
-from oarlock.decoder.attention import ForwardContext, KeysAndValues, attend_to_cache
+from oarlock.decoder.attention import KeysAndValues, LayerContext, attend_to_cache
 from oarlock.decoder.linear import make_linear
 from oarlock.decoder.norm import RMSNorm
 from oarlock.decoder.rotary import rotate
@@ -55,7 +55,7 @@ class LatentSelfAttention(nn.Layer):
         return self.o_proj
 
     def forward(
-        self, x: Tensor, context: ForwardContext, past: KeysAndValues | None = None
+        self, x: Tensor, context: LayerContext, past: KeysAndValues | None = None
     ) -> tuple[Tensor, KeysAndValues | None]:
         """[batch, tokens, hidden] -> the same shape, and the KV cache if the context asks for it.
 

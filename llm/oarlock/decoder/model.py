@@ -18,7 +18,7 @@ from paddle.distributed.fleet.utils.sequence_parallel_utils import (
 )
 from paddlenlp.transformers import PretrainedConfig, PretrainedModel
 
-from oarlock.decoder.attention import ForwardContext, KeysAndValues
+from oarlock.decoder.attention import KeysAndValues, LayerContext
 from oarlock.decoder.block import DecoderLayer
 from oarlock.decoder.frequencies import get_original_length
 from oarlock.decoder.linear import find_runs
@@ -118,7 +118,7 @@ class DecoderModel(nn.Layer):
         self._scale, self._config = arch.embedding_scale, config
 
     def forward(
-        self, ids: Tensor, context: ForwardContext, past: Sequence[KeysAndValues] | None
+        self, ids: Tensor, context: LayerContext, past: Sequence[KeysAndValues] | None
     ) -> tuple[Tensor, list[KeysAndValues | None]]:
         """int64 [batch, tokens] -> hidden states, and the KV cache of each layer."""
         x = embed(self.embed_tokens, ids, self._scale, self._config)
@@ -177,7 +177,7 @@ class DecoderForCausalLM(PretrainedModel):
         if position_ids is None and past_key_values is not None:
             position_ids = paddle.arange(earlier, earlier + tokens).unsqueeze(0).expand([batch, tokens])
         mask = make_mask(attention_mask, attn_mask_startend_row_indices, flash=self.config.use_flash_attention)
-        context = ForwardContext(position_ids, mask, tokens, earlier + tokens, use_cache)
+        context = LayerContext(position_ids, mask, tokens, earlier + tokens, use_cache)
         hidden, presents = self.decoder(input_ids, context, past_key_values)
         logits = self.lm_head(hidden)
         return (logits, presents) if use_cache else logits

@@ -38,7 +38,7 @@ class RMSNorm(nn.Layer):
 
     @property
     def scale(self) -> Tensor:
-        """What the normalized values are multiplied with, [width]."""
+        """The factor of the normalized values, [width]."""
         return self.weight + self.offset if self.offset else self.weight
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from paddle.distributed.fleet.meta_parallel import LayerDesc, PipelineLayer, Sha
 from paddlenlp.transformers import PretrainedConfig
 from paddlenlp.transformers.model_utils import PipelinePretrainedModel
 
-from oarlock.decoder.attention import ForwardContext
+from oarlock.decoder.attention import LayerContext
 from oarlock.decoder.block import DecoderLayer
 from oarlock.decoder.model import LMHead, embed, initialize, make_embedding
 from oarlock.decoder.norm import RMSNorm
@@ -63,7 +63,7 @@ class DecoderLayerStage(DecoderLayer):
         positions = next((tensor for tensor in others if tensor.dtype == paddle.int64), None)
         tokens = self.config.seq_length if self.config.sequence_parallel else x.shape[1]
         mask = make_mask(None, ends, flash=self.config.use_flash_attention)
-        x, _ = super().forward(x, ForwardContext(positions, mask, tokens, tokens))
+        x, _ = super().forward(x, LayerContext(positions, mask, tokens, tokens))
         return (x, *others) if others else x
 
 
