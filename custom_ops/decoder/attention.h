@@ -10,15 +10,15 @@
 namespace oarlock {
 namespace OARLOCK_ISA {
 
-constexpr int64_t kQueries = 4;                          // that share what is read of keys and values
-constexpr int64_t kKeyVectors = kKeyBlock / kLanes;      // of a block
-constexpr int64_t kValueVectors = 4;                     // columns of the output at a time, in vectors
-constexpr int kBlocks = kKeyVectors == 1 ? 4 : 1;        // of keys at a time: as many sums as there are registers for
+constexpr int64_t kQueries = 4;                          // per tile, so that keys and values are read once for all of them
+constexpr int64_t kKeyVectors = kKeyBlock / kLanes;      // per block of keys
+constexpr int64_t kValueVectors = 4;                     // vectors of output columns at a time
+constexpr int kBlocks = kKeyVectors == 1 ? 4 : 1;        // of keys at a time, as many as registers can hold sums for
 static_assert(kKeyBlock % kLanes == 0, "a block of keys is a number of whole vectors");
 
 OARLOCK_INLINE int64_t padded(int64_t dim) { return (dim + kKeyBlock - 1) / kKeyBlock * kKeyBlock; }
 
-// Queries of one key head: query i sees the keys from `first[i]` to before `keys[i]` of the sequence. Both grow with i.
+// Queries of one key head. Query i attends to the keys [first[i], keys[i]) of its sequence; neither bound decreases with i.
 struct AttentionTile {
   int64_t dim, count;
   const float* query[kQueries];
@@ -29,7 +29,7 @@ struct AttentionTile {
   float* output[kQueries];  // [dim]
 };
 
-// Scores of Q queries with B blocks of keys; the sum over dim has one order for all Q and B.
+// Scores of Q queries for B blocks of keys. The order of the sum over dim is the same for all Q and B.
 template <int Q, int B>
 static void key_tile(const AttentionTile& tile, int64_t first_query, int64_t block) {
   Vector sums[Q][B][kKeyVectors];
@@ -52,8 +52,8 @@ static void key_tile(const AttentionTile& tile, int64_t first_query, int64_t blo
 
 template <int Q>
 static void keys_of(const AttentionTile& tile, int64_t first_query) {
-  const int64_t blocks = (tile.keys[first_query + Q - 1] + kKeyBlock - 1) / kKeyBlock;  // the last sees most
-  int64_t block = tile.first[first_query] / kKeyBlock;  // the first one's window begins first
+  const int64_t blocks = (tile.keys[first_query + Q - 1] + kKeyBlock - 1) / kKeyBlock;  // the last query attends to the most keys
+  int64_t block = tile.first[first_query] / kKeyBlock;  // the window of the first query begins first
   for (; block + kBlocks <= blocks; block += kBlocks) key_tile<Q, kBlocks>(tile, first_query, block);
   for (; block < blocks; ++block) key_tile<Q, 1>(tile, first_query, block);
 }
@@ -65,7 +65,7 @@ OARLOCK_INLINE void soft_cap(float* x, int64_t count, float cap) {
   });
 }
 
-// Scores -> weights that are still to be divided by what it returns.
+// Turns scores into weights that are not yet divided by their sum, which it returns.
 OARLOCK_INLINE float exponentials(float* scores, int64_t count) {
   float largest = scores[0];
   for (int64_t i = 1; i < count; ++i) largest = scores[i] > largest ? scores[i] : largest;
@@ -78,7 +78,7 @@ OARLOCK_INLINE float exponentials(float* scores, int64_t count) {
   return total.total();
 }
 
-// Outputs of Q queries, V vectors of columns from `column` on; keys are added one after the other, for every Q and V.
+// Outputs of Q queries, V vectors of columns from `column` on. Values are added key by key, for every Q and V.
 template <int Q, int V>
 static void value_tile(const AttentionTile& tile, int64_t first_query, int64_t column, const float* divisors) {
   Vector sums[Q][V];
@@ -92,7 +92,7 @@ static void value_tile(const AttentionTile& tile, int64_t first_query, int64_t c
       const Vector value = load(values + key * width + v * kLanes);
       for (int q = 0; q < Q; ++q) sums[q][v] += splat(tile.scores[first_query + q][key]) * value;
     }
-  for (int q = 1; q < Q; ++q)  // later queries see some keys more
+  for (int q = 1; q < Q; ++q)  // later queries attend to a few more keys
     for (int64_t more = key; more < tile.keys[first_query + q]; ++more)
       for (int v = 0; v < V; ++v)
         sums[q][v] += splat(tile.scores[first_query + q][more]) * load(values + more * width + v * kLanes);
@@ -117,7 +117,7 @@ static void values_of(const AttentionTile& tile, int64_t first_query, const floa
   for (; column < tile.dim; column += kLanes) value_tile<Q, 1>(tile, first_query, column, divisors);
 }
 
-// All of a tile; queries in the order of their positions.
+// Computes a tile, whose queries are in the order of their positions.
 static void attend(const AttentionTile& tile) {
   float divisors[kQueries];
   if (tile.count == kQueries) {
@@ -129,7 +129,7 @@ static void attend(const AttentionTile& tile) {
     const int64_t first = tile.first[q], count = tile.keys[q] - first;
     if (tile.cap > 0) soft_cap(tile.scores[q] + first, count, tile.cap);
     divisors[q] = exponentials(tile.scores[q] + first, count);
-    // Keys before the window of a query, that an earlier query of the tile sees.
+    // Keys before the window of this query, which an earlier query of the tile attends to.
     for (int64_t key = tile.first[0]; key < first; ++key) tile.scores[q][key] = 0.0f;
   }
   if (tile.count == kQueries) {

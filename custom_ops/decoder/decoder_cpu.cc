@@ -16,11 +16,11 @@ struct Widths {
       : q(s.num_heads * s.head_dim), kv(s.num_key_value_heads * s.head_dim), qkv(q + 2 * kv), gate_up(2 * s.intermediate) {}
 };
 
-// Floats of a head's keys, and of its values, in a cache.
+// Size of a head's keys, and of its values, in a KV cache.
 OARLOCK_INLINE int64_t keys_size(const DecoderSizes& s, int64_t capacity) { return capacity * s.head_dim; }
 OARLOCK_INLINE int64_t values_size(const DecoderSizes& s, int64_t capacity) { return capacity * padded(s.head_dim); }
 
-struct Heads {  // of a layer of a sequence
+struct Heads {  // the KV cache of one layer of a sequence
   float *keys, *values;
   Heads(const DecoderSizes& s, const DecoderRun& run, int64_t layer) {
     const int64_t k = keys_size(s, run.capacity), v = values_size(s, run.capacity);
@@ -29,7 +29,7 @@ struct Heads {  // of a layer of a sequence
   }
 };
 
-static constexpr int64_t kGrain = 32 * 1024;  // values for a second thread
+static constexpr int64_t kGrain = 32 * 1024;  // values per thread, at least
 
 // RMSNorm of `size` values; y may be x.
 OARLOCK_INLINE void norm_row(const float* x, int64_t size, float epsilon, const float* weight, float* y) {
@@ -59,21 +59,21 @@ static void add_residual(const DecoderSizes& s, int64_t rows, float* added, cons
   });
 }
 
-// C (+)= X W of all tokens.
+// C = X W or C += X W, for all tokens.
 static void linear(const DecoderPass& p, const float* x, int64_t in, const float* panels, const float* bias, bool add,
                    float* c, int64_t out) {
   panel_product({p.num_tokens, in, out, x, in, panels, bias, add, c, out});
 }
 
-// C += X A B of the tokens that have an adapter; columns [column, column + out) of C.
-static void low_rank(const DecoderPass& p, int64_t layer, DecoderTarget target, const float* x, int64_t in, float* low,
+// C += X A B for the tokens that have an adapter, in the columns [column, column + out) of C.
+static void add_lora(const DecoderPass& p, int64_t layer, DecoderTarget target, const float* x, int64_t in, float* low,
                      float* c, int64_t ldc, int64_t column, int64_t out) {
   for (int64_t i = 0; i < p.num_runs; ++i) {
     const DecoderRun& run = p.runs[i];
     if (!run.lora) continue;
     const DecoderLora lora = run.lora[layer * kTargets + target];
     if (!lora.a) continue;
-    int64_t count = run.count;  // runs of one adapter that follow one another go together
+    int64_t count = run.count;  // consecutive runs with the same adapter are multiplied together
     while (i + 1 < p.num_runs && p.runs[i + 1].lora == run.lora) count += p.runs[++i].count;
     panel_product({count, in, run.rank, x + run.begin * in, in, lora.a, nullptr, false, low, run.rank});
     float* to = c + run.begin * ldc + column;
@@ -81,7 +81,7 @@ static void low_rank(const DecoderPass& p, int64_t layer, DecoderTarget target, 
   }
 }
 
-// One copy, not inlined: which of the products are fused with the sums is the compiler's choice.
+// Not inlined: inlined copies could differ in which products and sums the compiler fuses, and so in the last bits.
 __attribute__((noinline)) static void rotate(float* x, const float* cos, const float* sin, int64_t dim) {
   const int64_t half = dim / 2;
   for (int64_t i = 0; i < half; ++i) {
@@ -99,8 +99,8 @@ __attribute__((noinline)) static void rotate_pairs(float* x, const float* cos, c
   }
 }
 
-// Norms and rotates the heads of a token in place.
-static void place_heads(const DecoderSizes& s, const float* weight, const float* cos, const float* sin, int64_t heads, float* x) {
+// Normalizes and rotates the heads of a token in place.
+static void norm_and_rotate(const DecoderSizes& s, const float* weight, const float* cos, const float* sin, int64_t heads, float* x) {
   const int64_t dim = s.head_dim;
   if (weight && s.qk_norm == kAllHeads) norm_row(x, heads * dim, s.epsilon, weight, x);
   for (int64_t head = 0; head < heads; ++head) {
@@ -115,8 +115,8 @@ static void place_heads(const DecoderSizes& s, const float* weight, const float*
   }
 }
 
-// Norms and rotates queries in place, and puts keys and values of the new tokens into their sequence's cache.
-static void remember(const DecoderPass& p, int64_t layer, float* qkv) {
+// Normalizes and rotates queries and keys, and stores keys and values in the KV caches of their sequences.
+static void store_keys_and_values(const DecoderPass& p, int64_t layer, float* qkv) {
   const DecoderSizes& s = p.sizes;
   const Widths w(s);
   const DecoderLayer& own = p.layers[layer];
@@ -128,8 +128,8 @@ static void remember(const DecoderPass& p, int64_t layer, float* qkv) {
       const int64_t position = run.position + t, at = position * s.rotary_dim;
       const float *cos = own.cos ? own.cos + at : nullptr, *sin = own.sin ? own.sin + at : nullptr;
       float *q = qkv + (run.begin + t) * w.qkv, *k = q + w.q, *v = k + w.kv;
-      place_heads(s, own.q_norm, cos, sin, s.num_heads, q);
-      place_heads(s, own.k_norm, cos, sin, s.num_key_value_heads, k);
+      norm_and_rotate(s, own.q_norm, cos, sin, s.num_heads, q);
+      norm_and_rotate(s, own.k_norm, cos, sin, s.num_key_value_heads, k);
       for (int64_t head = 0; head < s.num_key_value_heads; ++head) {
         float* key = heads.keys + head * keys_size(s, run.capacity) + position / kKeyBlock * kKeyBlock * dim +
                      position % kKeyBlock;
@@ -150,8 +150,8 @@ static int64_t longest(const DecoderPass& p) {
   return (keys + 4 * kKeyBlock) / kKeyBlock * kKeyBlock;
 }
 
-// A unit of attention's work: up to kQueries queries of a key head, from `first` on; they count the query heads of the
-// group, and the tokens of the run.
+// A unit of work is a tile: up to kQueries queries of one key head. Queries are numbered token by token, and within a
+// token by query head.
 static void attention(const DecoderPass& p, int64_t layer, const float* qkv, float* scores, float* output) {
   const DecoderSizes& s = p.sizes;
   const Widths w(s);
@@ -162,7 +162,7 @@ static void attention(const DecoderPass& p, int64_t layer, const float* qkv, flo
     keys += p.runs[i].count * (p.runs[i].position + p.runs[i].count / 2 + 1);
   }
   const int64_t window = p.layers[layer].window;
-  const int64_t work = keys * s.num_heads * dim / (units ? units : 1);  // of a unit
+  const int64_t work = keys * s.num_heads * dim / (units ? units : 1);  // per unit
   parallel_for(units, 32 * 1024 / (work + 1) + 1, [&](int64_t begin, int64_t end) {
     float* own = scores + omp_get_thread_num() * kQueries * length;
     int64_t before = 0;  // units of earlier runs
@@ -214,37 +214,37 @@ static void gated(const DecoderSizes& s, int64_t rows, const float* gate_up, flo
   });
 }
 
-static void pass_layer(const DecoderPass& p, int64_t index, float* x, float* normed, float* wide, float* inner,
+static void run_layer(const DecoderPass& p, int64_t index, float* x, float* normed, float* wide, float* inner,
                        float* scores) {
   const DecoderSizes& s = p.sizes;
   const Widths w(s);
   const DecoderLayer& layer = p.layers[index];
   const int64_t rows = p.num_tokens, h = s.hidden;
-  float* low = scores;  // not used at the same time
+  float* low = scores;  // they share memory: not used at the same time
   if (layer.before_attention) norm(s, rows, x, layer.before_attention, normed);
   const float* from = layer.before_attention ? normed : x;
   linear(p, from, h, layer.qkv, layer.qkv_bias, false, wide, w.qkv);
-  low_rank(p, index, kQ, from, h, low, wide, w.qkv, 0, w.q);
-  low_rank(p, index, kK, from, h, low, wide, w.qkv, w.q, w.kv);
-  low_rank(p, index, kV, from, h, low, wide, w.qkv, w.q + w.kv, w.kv);
-  remember(p, index, wide);
+  add_lora(p, index, kQ, from, h, low, wide, w.qkv, 0, w.q);
+  add_lora(p, index, kK, from, h, low, wide, w.qkv, w.q, w.kv);
+  add_lora(p, index, kV, from, h, low, wide, w.qkv, w.q + w.kv, w.kv);
+  store_keys_and_values(p, index, wide);
   attention(p, index, wide, scores, inner);
-  // What is neither normed nor scaled is added to x by the product itself.
+  // Without a norm and a scale, the product itself adds to x.
   bool adds = !layer.after_attention && s.residual_scale == 1.0f;
   float* to = adds ? x : normed;
   linear(p, inner, w.q, layer.o, layer.o_bias, adds, to, h);
-  low_rank(p, index, kO, inner, w.q, low, to, h, 0, h);
+  add_lora(p, index, kO, inner, w.q, low, to, h, 0, h);
   if (!adds) add_residual(s, rows, normed, layer.after_attention, x);
   if (layer.before_mlp) norm(s, rows, x, layer.before_mlp, normed);
   from = layer.before_mlp ? normed : x;
   linear(p, from, h, layer.gate_up, layer.gate_up_bias, false, wide, w.gate_up);
-  low_rank(p, index, kGate, from, h, low, wide, w.gate_up, 0, s.intermediate);
-  low_rank(p, index, kUp, from, h, low, wide, w.gate_up, s.intermediate, s.intermediate);
+  add_lora(p, index, kGate, from, h, low, wide, w.gate_up, 0, s.intermediate);
+  add_lora(p, index, kUp, from, h, low, wide, w.gate_up, s.intermediate, s.intermediate);
   gated(s, rows, wide, inner);
   adds = !layer.after_mlp && s.residual_scale == 1.0f;
   to = adds ? x : normed;
   linear(p, inner, s.intermediate, layer.down, layer.down_bias, adds, to, h);
-  low_rank(p, index, kDown, inner, s.intermediate, low, to, h, 0, h);
+  add_lora(p, index, kDown, inner, s.intermediate, low, to, h, 0, h);
   if (!adds) add_residual(s, rows, normed, layer.after_mlp, x);
 }
 
@@ -273,18 +273,18 @@ void decoder_cpu(const DecoderPass& p) {
     const float* row = p.embedding + p.tokens[t] * s.hidden;
     for_columns(s.hidden, [&](auto unit, int64_t i) { unit.store(x + t * s.hidden + i, unit.load(row + i) * s.embedding_scale); });
   }
-  for (int64_t layer = 0; layer < s.num_layers; ++layer) pass_layer(p, layer, x, normed, wide, inner, scores);
-  int64_t scored = 0;
+  for (int64_t layer = 0; layer < s.num_layers; ++layer) run_layer(p, layer, x, normed, wide, inner, scores);
+  int64_t num_logits = 0;
   for (int64_t i = 0; i < p.num_runs; ++i) {
-    if (!p.runs[i].scored) continue;
+    if (!p.runs[i].wants_logits) continue;
     const int64_t last = p.runs[i].begin + p.runs[i].count - 1;
-    float* to = normed + scored++ * s.hidden;
+    float* to = normed + num_logits++ * s.hidden;
     norm(s, 1, x + last * s.hidden, p.norm, to);
     if (s.logit_scale != 1.0f)
       for_columns(s.hidden, [&](auto unit, int64_t c) { unit.store(to + c, unit.load(to + c) * s.logit_scale); });
   }
-  panel_product({scored, s.hidden, s.vocabulary, normed, s.hidden, p.head, nullptr, false, p.scores, s.vocabulary});
-  if (s.logit_cap > 0) soft_cap(p.scores, scored * s.vocabulary, s.logit_cap);
+  panel_product({num_logits, s.hidden, s.vocabulary, normed, s.hidden, p.head, nullptr, false, p.logits, s.vocabulary});
+  if (s.logit_cap > 0) soft_cap(p.logits, num_logits * s.vocabulary, s.logit_cap);
 }
 
 #if defined(OARLOCK_ISA_PLAIN)

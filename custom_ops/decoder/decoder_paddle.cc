@@ -1,4 +1,4 @@
-// The decoder as a Paddle operator. Python's oarlock/ops/decoder.py is how it is meant to be called.
+// The decoder as a Paddle operator. oarlock/ops/decoder.py calls it.
 #include <algorithm>
 #include <limits>
 
@@ -12,18 +12,18 @@ using paddle::Tensor;
 namespace {
 
 // Columns of `runs`.
-enum RunColumn { kBegin, kCount, kPosition, kCapacity, kAdapter, kScored, kRunColumns };
+enum RunColumn { kBegin, kCount, kPosition, kCapacity, kAdapter, kWantsLogits, kRunColumns };
 
 int64_t panels(int64_t in, int64_t out) { return (out + kPanel - 1) / kPanel * kPanel * in; }
 
-// What a tensor that holds several parts has at the place reached.
+// Reads the parts of a packed tensor one after the other.
 class Parts {
  public:
   Parts(const Tensor& tensor, const char* name) : name_(name), at_(floats(tensor, name).data<float>()), left_(tensor.numel()) {
     PD_CHECK(tensor.is_contiguous(), name, " has to be without gaps");
   }
   const float* next(int64_t size) {
-    size = (size + 15) / 16 * 16;  // each begins at a multiple of 64 bytes
+    size = (size + 15) / 16 * 16;  // parts are aligned to 64 bytes
     PD_CHECK(size <= left_, name_, " is too small");
     const float* part = at_;
     at_ += size, left_ -= size;
@@ -65,7 +65,7 @@ struct Adapter {
   std::vector<DecoderLora> lora;
 };
 
-// From the matrices in one tensor, and [rank, then for each layer and target 1 where it has one].
+// Reads the matrices of an adapter. Its plan is [rank, then 1 or 0 for each layer and target].
 Adapter adapter_of(const Tensor& tensor, const Tensor& plan, const DecoderSizes& s) {
   PD_CHECK(plan.dtype() == DataType::INT64 && plan.numel() == 1 + s.num_layers * kTargets && plan.is_contiguous(),
            "an adapter's plan has to be int64 [1 + layers * ", int(kTargets), "]");
@@ -87,7 +87,7 @@ Adapter adapter_of(const Tensor& tensor, const Tensor& plan, const DecoderSizes&
 
 DecoderRun run_of(const int64_t* row, Tensor& cache, const std::vector<Adapter>& adapters, const DecoderSizes& s,
                   int64_t num_tokens, int64_t num_positions) {
-  DecoderRun run{row[kBegin], row[kCount], row[kPosition], 0, nullptr, cache.data<float>(), row[kCapacity], row[kScored] != 0};
+  DecoderRun run{row[kBegin], row[kCount], row[kPosition], 0, nullptr, cache.data<float>(), row[kCapacity], row[kWantsLogits] != 0};
   PD_CHECK(run.begin >= 0 && run.count > 0 && run.begin + run.count <= num_tokens, "a run is not among the tokens");
   PD_CHECK(run.position >= 0 && run.position + run.count <= run.capacity && run.capacity % kKeyBlock == 0,
            "a run of ", run.count, " tokens from ", run.position, " does not fit its capacity of ", run.capacity);
@@ -150,20 +150,20 @@ std::vector<Tensor> decoder(const Tensor& tokens, const Tensor& runs, const std:
   std::vector<Adapter> all_adapters;
   for (size_t i = 0; i < adapters.size(); ++i) all_adapters.push_back(adapter_of(adapters[i], plans[i], s));
   std::vector<DecoderRun> all_runs;
-  int64_t scored = 0;
+  int64_t num_logits = 0;
   for (size_t i = 0; i < caches.size(); ++i) {
     const int64_t* row = runs.data<int64_t>() + i * kRunColumns;
     all_runs.push_back(run_of(row, caches[i], all_adapters, s, tokens.numel(), num_positions));
-    scored += all_runs.back().scored;
+    num_logits += all_runs.back().wants_logits;
   }
-  Tensor scores = empty_floats({scored, s.vocabulary}, weights[0]);
+  Tensor logits = empty_floats({num_logits, s.vocabulary}, weights[0]);
   DecoderPass pass{s, all_layers.data(), floats(weights[0], "the embedding").data<float>(),
                    floats(weights[1], "the norm").data<float>(), floats(weights[2], "the head").data<float>(),
-                   ids, tokens.numel(), all_runs.data(), int64_t(all_runs.size()), nullptr, scores.data<float>()};
+                   ids, tokens.numel(), all_runs.data(), int64_t(all_runs.size()), nullptr, logits.data<float>()};
   Tensor workspace = empty_floats({decoder_workspace(pass)}, weights[0]);
   pass.workspace = workspace.data<float>();
   decoder_cpu(pass);
-  return {scores};
+  return {logits};
 }
 
 }  // namespace
@@ -171,7 +171,7 @@ std::vector<Tensor> decoder(const Tensor& tokens, const Tensor& runs, const std:
 PD_BUILD_OP(oarlock_decoder)  // for inference: without a gradient
     .Inputs({"tokens", "runs", paddle::Vec("weights"), paddle::Vec("layers"), paddle::Vec("adapters"),
              paddle::Vec("plans"), paddle::Vec("caches")})
-    .Outputs({"scores", paddle::Vec("new_caches")})
+    .Outputs({"logits", paddle::Vec("new_caches")})
     .SetInplaceMap({{paddle::Vec("caches"), paddle::Vec("new_caches")}})
     .Attrs({"sizes: std::vector<int64_t>", "factors: std::vector<float>", "windows: std::vector<int64_t>",
             "tables: std::vector<int64_t>"})

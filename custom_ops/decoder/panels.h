@@ -1,4 +1,4 @@
-// Products with matrices in panels, see decoder.h.
+// Products with matrices in panels (see decoder.h).
 #pragma once
 
 #include "common/parallel.h"
@@ -25,10 +25,10 @@ constexpr int64_t kTileRows = 12;  // 24 of 32 registers hold sums
 #else
 constexpr int64_t kTileRows = 6;  // 12 of 16
 #endif
-constexpr int64_t kAhead = 1024;  // floats: with few rows nothing but the way from memory takes time
+constexpr int64_t kAhead = 1024;  // floats to prefetch: with few rows, reading memory takes all the time
 constexpr int64_t kTileVectors = 2, kTileColumns = kTileVectors * kLanes;
 
-// Rows [0, R) of `a` with kTileColumns columns of a panel; sums go over `in` one after the other, for every R.
+// Rows [0, R) of `a` with kTileColumns columns of a panel; sums over `in` are in order, for every R.
 template <int R>
 static void panel_tile(const PanelProduct& p, const float* a, const float* panel, int64_t column, float* c) {
   Vector sums[R][kTileVectors];
@@ -71,7 +71,7 @@ static void panel_tile_of(int64_t rows, const PanelProduct& p, const float* a, c
 
 static void panel_product(const PanelProduct& p) {
   const int64_t num_panels = (p.out + kPanel - 1) / kPanel, num_tiles = (p.rows + kTileRows - 1) / kTileRows;
-  const int64_t grain = 2048 / (p.in * (1 + p.rows / 8)) + 1;  // panels that take longer than starting a thread
+  const int64_t grain = 2048 / (p.in * (1 + p.rows / 8)) + 1;  // panels that are worth a thread
   parallel_for(num_panels, grain, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       for (int64_t t = 0; t < num_tiles; ++t) {

@@ -16,9 +16,8 @@ __version__ = "0.1.0"
 # The Python interface: name -> module, which is imported when the name is first used.
 _INTERFACE = {
     **dict.fromkeys(("TrainingResult", "finetune", "load_config", "pretrain"), "oarlock.api.training"),
-    **dict.fromkeys(
-        ("ask", "check_export", "convert_model", "export_model", "merge_adapters", "new_model"), "oarlock.api.models"
-    ),
+    **dict.fromkeys(("ask", "check_export", "convert_model", "export_model", "merge_adapters"), "oarlock.api.models"),
+    "new_model": "oarlock.api.new_model",
     "train_tokenizer": "oarlock.api.data",
     "Chat": "oarlock.serve.chat",
     "Engine": "oarlock.serve.engine.engine",

@@ -24,8 +24,14 @@ from helpers import ROOT
 
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("README", "data", "training", "recipes", "parallelism", "methods", "merging")),
-    *(f"docs/{name}.md" for name in ("conversion", "export", "serving", "python_api", "security", "troubleshooting")),
+    *(
+        f"docs/{name}.md"
+        for name in ("README", "data", "training", "from_scratch", "recipes", "parallelism", "methods")
+    ),
+    *(
+        f"docs/{name}.md"
+        for name in ("merging", "conversion", "export", "serving", "python_api", "security", "troubleshooting")
+    ),
     *(f"docs/{name}.md" for name in ("coming_from", "not_supported", "families", "benchmarks", "comparison")),
 ]
 # The parts of a checkout that commands name; output, data and the like belong to the folder.

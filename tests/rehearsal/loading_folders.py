@@ -12,13 +12,12 @@ import numpy as np
 
 def list_full_shapes(config) -> dict[str, tuple[int, ...]]:
     """Parameter shapes of the model on one device."""
-    from paddlenlp.transformers import LlamaForCausalLM
-
+    from oarlock.model_config.load import find_model_class
     from oarlock.models.construct import unsplit_config, without_values
     from oarlock.weights.layout import parameter_shards
 
     with without_values():
-        model = LlamaForCausalLM(unsplit_config(config))
+        model = find_model_class(config)(unsplit_config(config))
     return {parameter.name: parameter.slice.shape for parameter in parameter_shards(model)}
 
 

@@ -72,7 +72,7 @@ NOT_SHOWN = {
 OTHER_OBJECTS = {
     "models/build.py": "fields of a model's configuration",
     "export/convert_tensors.py": "fields of a model's configuration",
-    "ops/attention.py": "a mark on its own function",
+    "models/new_model.py": "fields of a model's configuration",
     "compat/patch.py": "applies the table",
     "compat/model_forward.py": "sets a forward for those that are in the table",
 }
@@ -143,6 +143,11 @@ def test_every_patch_is_shown_to_be_needed_or_has_a_reason(patch):
     assert patch.why and patch.until
 
 
+def test_every_row_is_about_a_patch():
+    names = [patch.replacement.removeprefix("oarlock.") for patch in PATCHES]
+    assert all(fnmatch.filter(names, pattern) for pattern in (*SHOWN_BY, *NOT_SHOWN))
+
+
 @pytest.mark.parametrize("patch", PATCHES, ids=label)
 def test_targets_and_replacements_exist(patch):
     assert find_object(patch.installed_by) and find_object(patch.replacement) is not None
@@ -174,6 +179,7 @@ def test_only_patches_in_the_table_replace_anything():
     found = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if sets_other_objects(path)}
     installers = {patch.installed_by.removeprefix("oarlock.").replace(".", "/") + ".py" for patch in PATCHES}
     assert {name for name in found if not name.startswith(("cli/", "serve/"))} <= installers | set(OTHER_OBJECTS)
+    assert set(OTHER_OBJECTS) <= found
 
 
 def test_the_product_uses_no_mocks():

@@ -23,7 +23,7 @@ _INITIAL_WEIGHTS = (
     _building(
         "paddle.nn:Layer.apply",
         "models.construct:without_values",
-        "some constructors of PaddleNLP initialise parameters that have no memory yet",
+        "constructors of PaddleNLP, and of pipelines, initialise parameters that have no memory yet",
         "PaddleNLP's constructors respect no_init_weights",
     ),
     _building(

@@ -77,6 +77,7 @@ def format_help(config_class: type, program: str, width: int | None = None) -> s
         elif default is None or default == "":
             default = "not set"
         spellings = ", ".join(f"--{spelling}" for spelling in (name, *spec.aliases))
-        lines.append(f"  {spellings}  [{spec.kind}; default {default}]")
+        flag = f"  {spellings}  [{spec.kind}; default {default}]"
+        lines += textwrap.wrap(flag, 199, subsequent_indent="      ", break_long_words=False, break_on_hyphens=False)
         lines += textwrap.wrap(spec.help, width, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)

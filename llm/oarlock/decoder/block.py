@@ -8,7 +8,7 @@ from typing import Any
 import paddle
 from paddle import nn
 
-from oarlock.decoder.attention import ForwardContext, KeysAndValues, SelfAttention, run_part, should_recompute
+from oarlock.decoder.attention import KeysAndValues, LayerContext, SelfAttention, run_part, should_recompute
 from oarlock.decoder.latent_attention import LatentSelfAttention
 from oarlock.decoder.mlp import GatedMLP
 from oarlock.decoder.moe import MixtureOfExperts
@@ -26,10 +26,16 @@ class DecoderLayer(nn.Layer):
     def __init__(self, spec: DecoderBlock, arch: Architecture, config: Any) -> None:
         super().__init__()
         self.spec, self.config = spec, config
-        is_latent = isinstance(spec.attention, LatentAttention)
-        self.self_attn = (LatentSelfAttention if is_latent else SelfAttention)(spec.attention, arch, config)
-        is_mixture = isinstance(spec.mlp, MoE)
-        self.add_sublayer(spec.mlp_name, (MixtureOfExperts if is_mixture else GatedMLP)(spec.mlp, arch.hidden, config))
+        attention, mlp = spec.attention, spec.mlp
+        self.self_attn = (
+            LatentSelfAttention(attention, arch, config)
+            if isinstance(attention, LatentAttention)
+            else SelfAttention(attention, arch, config)
+        )
+        self.add_sublayer(
+            spec.mlp_name,
+            MixtureOfExperts(mlp, arch.hidden, config) if isinstance(mlp, MoE) else GatedMLP(mlp, arch.hidden, config),
+        )
         norms = spec.norms
         for name in (norms.before_attention, norms.after_attention, norms.before_mlp, norms.after_mlp):
             if name:
@@ -41,7 +47,7 @@ class DecoderLayer(nn.Layer):
         return self._sub_layers[self.spec.mlp_name]
 
     def forward(
-        self, x: Tensor, context: ForwardContext, past: KeysAndValues | None = None
+        self, x: Tensor, context: LayerContext, past: KeysAndValues | None = None
     ) -> tuple[Tensor, KeysAndValues | None]:
         """[batch, tokens, hidden] -> the same shape, and the KV cache if the context asks for it.
 
@@ -51,9 +57,7 @@ class DecoderLayer(nn.Layer):
             context = replace(context, token_mask=self._mlp.take_mask())
         return run_part(self, "full", self._run, x, context, past)
 
-    def _run(
-        self, x: Tensor, context: ForwardContext, past: KeysAndValues | None
-    ) -> tuple[Tensor, KeysAndValues | None]:
+    def _run(self, x: Tensor, context: LayerContext, past: KeysAndValues | None) -> tuple[Tensor, KeysAndValues | None]:
         if past is None and not context.use_cache and self._can_fuse_norms(x):
             return self._run_fused(x, context), None
         norms = self.spec.norms
@@ -69,7 +73,7 @@ class DecoderLayer(nn.Layer):
     def _add(self, x: Tensor, output: Tensor) -> Tensor:
         return x + (output if self.spec.residual_scale == 1.0 else output * self.spec.residual_scale)
 
-    def _run_mlp(self, x: Tensor, context: ForwardContext) -> Tensor:
+    def _run_mlp(self, x: Tensor, context: LayerContext) -> Tensor:
         mlp = self._mlp
         return mlp(x, context.token_mask) if isinstance(mlp, MixtureOfExperts) else mlp(x)
 
@@ -85,7 +89,7 @@ class DecoderLayer(nn.Layer):
             return False
         return all(map(is_unmodified, before)) and can_fuse(x, *(norm.weight for norm in before))
 
-    def _run_fused(self, x: Tensor, context: ForwardContext) -> Tensor:
+    def _run_fused(self, x: Tensor, context: LayerContext) -> Tensor:
         first, second = self._sub_layers[self.spec.norms.before_attention], self._sub_layers[self.spec.norms.before_mlp]
         attention = self.self_attn
         if not self._can_fuse_layer(x):
@@ -93,9 +97,8 @@ class DecoderLayer(nn.Layer):
             output, _ = attention(normed, context)
             normed, residual, _ = fused_add_rms_norm(output, residual, second.scale, second.epsilon)
             return residual + self._run_mlp(normed, context)
-        linears = attention.q_proj, attention.k_proj, attention.v_proj
-        weights = [linear.weight for linear in linears]
-        *projected, residual, _ = fused_layer_start(x, first.scale, *weights, first.epsilon)
+        linears = q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
+        *projected, residual, _ = fused_layer_start(x, first.scale, q.weight, k.weight, v.weight, first.epsilon)
         query, key, value = (
             states if linear.bias is None else states + linear.bias
             for states, linear in zip(projected, linears, strict=True)

@@ -58,14 +58,14 @@ def compute_frequencies(rope: Rope, length: int) -> tuple[np.ndarray, float]:
 
 
 def get_original_length(rope: Rope) -> int:
-    """Tokens of the longest texts that the model computes as before the scaling."""
+    """Tokens of the longest texts that the model was trained with before its rotary embedding was scaled."""
     return rope.scaling.get(LENGTH, rope.max_positions)
 
 
 @functools.lru_cache(maxsize=64)
 def _compute_powers(base: float, dim: int) -> np.ndarray:
     """base ** (2i / dim), float32 [dim / 2], as Paddle rounds it on a CPU (NumPy rounds differently)."""
-    with paddle.base.dygraph.guard(paddle.CPUPlace()):  # also while a static graph is made
+    with paddle.base.dygraph.guard(paddle.CPUPlace()):  # even while a static graph is built
         return (base ** (paddle.arange(0, dim, 2).astype("float32") / dim)).numpy()
 
 
@@ -83,13 +83,14 @@ def _scale_llama3(scaling: Mapping[str, Any], inverse: np.ndarray) -> np.ndarray
 def _scale_yarn(rope: Rope, powers: np.ndarray) -> tuple[np.ndarray, float]:
     """Divide low frequencies by factor, keep high ones, and blend those between along a ramp over the components.
 
-    DeepSeek divides two attention factors (mscale, mscale_all_dim). gpt-oss does not round the ramp's ends (truncate).
+    With mscale and mscale_all_dim, the attention factor is the quotient of two (DeepSeek). Without truncate, the ends
+    of the ramp are not rounded (gpt-oss).
     """
     scaling, original = rope.scaling, get_original_length(rope)
     factor = scaling["factor"]
 
     def find_component(rotations: float) -> float:
-        """The component that turns this often over the original length (equation 17 solved for it)."""
+        """The component that makes this many rotations over the original length (equation 17)."""
         return rope.dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
 
     start, end = find_component(scaling.get("beta_fast", 32)), find_component(scaling.get("beta_slow", 1))
@@ -97,7 +98,7 @@ def _scale_yarn(rope: Rope, powers: np.ndarray) -> tuple[np.ndarray, float]:
         start, end = math.floor(start), math.ceil(end)
     start, end = max(start, 0), min(end, rope.dim - 1)
     ramp = (np.arange(rope.dim // 2, dtype=np.float32) - np.float32(start)) / np.float32(end - start or 0.001)
-    kept = 1 - np.clip(ramp, 0, 1)
+    kept = 1 - np.clip(ramp, 0, 1)  # share of the unscaled frequency
     inverse = 1 / (np.float32(factor) * powers) * (1 - kept) + 1 / powers * kept
 
     def find_attention_factor(scale: float) -> float:

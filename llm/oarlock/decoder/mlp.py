@@ -28,31 +28,31 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class GatedMLP(nn.Layer):
-    """(activation(x gate) * (x up)) down: this tensor-parallel rank's part of the inner features."""
+    """(activation(x gate) * (x up)) down. A tensor-parallel rank has a part of the intermediate features."""
 
     def __init__(self, spec: MLP, hidden: int, config: Any) -> None:
         super().__init__()
         self.spec = spec
         gate, up, down = spec.names
-        inner = spec.intermediate
+        width = spec.intermediate
         if spec.packed:
-            self.add_sublayer(gate, make_linear(hidden, (inner, inner), config, split="column", bias=spec.bias))
+            self.add_sublayer(gate, make_linear(hidden, (width, width), config, split="column", bias=spec.bias))
         else:
-            self.add_sublayer(gate, make_linear(hidden, inner, config, split="column", bias=spec.bias))
-            self.add_sublayer(up, make_linear(hidden, inner, config, split="column", bias=spec.bias))
-        self.add_sublayer(down, make_linear(inner, hidden, config, split="row", bias=spec.bias))
+            self.add_sublayer(gate, make_linear(hidden, width, config, split="column", bias=spec.bias))
+            self.add_sublayer(up, make_linear(hidden, width, config, split="column", bias=spec.bias))
+        self.add_sublayer(down, make_linear(width, hidden, config, split="row", bias=spec.bias))
 
     @property
     def output_projection(self) -> nn.Layer:
-        """The last matrix of the residual branch."""
+        """The last linear layer of the residual branch."""
         return self._sub_layers[self.spec.names[2]]
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden] -> [..., hidden]."""
         is_silu = self.spec.activation in ("silu", "swish")
         *before, down = self._sub_layers.values()
-        if is_silu and not self.spec.packed and (found := try_lora_mlp(x, before[0], before[1], down)) is not None:
-            return found
+        if is_silu and not self.spec.packed and (output := try_lora_mlp(x, before[0], before[1], down)) is not None:
+            return output
         projected = project(x, *before)
         if is_silu and can_fuse(*projected):
             inner = fused_swiglu(*projected)

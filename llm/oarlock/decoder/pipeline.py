@@ -11,7 +11,7 @@ from paddle.distributed.fleet.meta_parallel import LayerDesc, PipelineLayer, Sha
 from paddlenlp.transformers import PretrainedConfig
 from paddlenlp.transformers.model_utils import PipelinePretrainedModel
 
-from oarlock.decoder.attention import ForwardContext
+from oarlock.decoder.attention import LayerContext
 from oarlock.decoder.block import DecoderLayer
 from oarlock.decoder.model import LMHead, embed, initialize, make_embedding
 from oarlock.decoder.norm import RMSNorm
@@ -45,7 +45,7 @@ class EmbeddingStage(nn.Layer):
         ids, attention_mask, ends, positions = inputs if isinstance(inputs, tuple) else (inputs, None, None, None)
         x = embed(self.embed_tokens, ids, self._arch.embedding_scale, self._config)
         mask = make_mask(attention_mask, ends, flash=False)
-        if mask.seen is not None:
+        if mask.dense is not None:
             raise ValueError("a pipeline takes a mask [batch, tokens] or the ends of packed examples")
         others = [tensor for tensor in (mask.ends, positions) if tensor is not None]
         for tensor in others:
@@ -59,11 +59,13 @@ class DecoderLayerStage(DecoderLayer):
     def forward(self, inputs: StageOutput) -> StageOutput:  # type: ignore[override]
         """Run the layer on the hidden states."""
         x, *others = inputs if isinstance(inputs, tuple) else (inputs,)
-        ends = next((tensor for tensor in others if tensor.dtype == paddle.int32), None)
-        positions = next((tensor for tensor in others if tensor.dtype == paddle.int64), None)
+        # Fleet clears the tensors that a stage has sent, but recomputation needs them again: hence the references.
+        kept = [tensor.detach() for tensor in others]
+        ends = next((tensor for tensor in kept if tensor.dtype == paddle.int32), None)
+        positions = next((tensor for tensor in kept if tensor.dtype == paddle.int64), None)
         tokens = self.config.seq_length if self.config.sequence_parallel else x.shape[1]
         mask = make_mask(None, ends, flash=self.config.use_flash_attention)
-        x, _ = super().forward(x, ForwardContext(positions, mask, tokens, tokens))
+        x, _ = super().forward(x, LayerContext(positions, mask, tokens, tokens))
         return (x, *others) if others else x
 
 

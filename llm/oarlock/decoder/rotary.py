@@ -15,8 +15,8 @@ from oarlock.ops.patch import can_fuse
 from oarlock.ops.rotary import fused_rotary
 from oarlock.typing import Tensor
 
-_MOST_TABLES = 8
-_FEWEST_ROWS = 256
+_MAX_TABLES = 8
+_MIN_POSITIONS = 256  # of a table
 
 
 @paddle.jit.not_to_static
@@ -32,23 +32,17 @@ def rotate(query: Tensor, key: Tensor, rope: Rope, positions: Tensor | None, len
         Both, in their shape and type.
     """
     if rope.dim < query.shape[-1]:
-        inner = rotate(query[..., : rope.dim], key[..., : rope.dim], rope, positions, length)
-        return tuple(paddle.concat([a, b[..., rope.dim :]], -1) for a, b in zip(inner, (query, key), strict=True))
+        rotated = rotate(query[..., : rope.dim], key[..., : rope.dim], rope, positions, length)
+        return tuple(paddle.concat([a, b[..., rope.dim :]], -1) for a, b in zip(rotated, (query, key), strict=True))
     if rope.interleaved:
-        inner = rotate(_deinterleave(query), _deinterleave(key), replace(rope, interleaved=False), positions, length)
-        return tuple(x.reshape([0, 0, 0, 2, x.shape[-1] // 2]).transpose([0, 1, 2, 4, 3]).flatten(3) for x in inner)
+        rotated = rotate(_deinterleave(query), _deinterleave(key), replace(rope, interleaved=False), positions, length)
+        return tuple(x.reshape([0, 0, 0, 2, x.shape[-1] // 2]).transpose([0, 1, 2, 4, 3]).flatten(3) for x in rotated)
     if not paddle.in_dynamic_mode():
         return _rotate_in_graph(query, key, rope, positions)
-    if positions is not None and _is_long(rope, length):  # as is the row; padded or packed texts may not be
-        lengths = (positions.max(axis=1) + 1).tolist()
-        length = max(lengths)
-        if rope.kind == "longrope" and _is_long(rope, length) and not _is_long(rope, min(lengths)):
-            rows = [
-                rotate(query[i : i + 1], key[i : i + 1], rope, positions[i : i + 1], own)
-                for i, own in enumerate(lengths)
-            ]
-            return tuple(paddle.concat(parts) for parts in zip(*rows, strict=True))
-    cos, sin = _find_table(rope, length)
+    if positions is not None and _is_long(rope, length):  # the row is; padded or packed texts in it may not be
+        cos, sin, positions = _join_tables(rope, positions)
+    else:
+        cos, sin = _get_table(rope, length)
     if can_fuse(query, key):
         return fused_rotary(query, key, cos, sin, positions)
     cos, sin = cos.astype(query.dtype), sin.astype(query.dtype)
@@ -62,7 +56,7 @@ def rotate(query: Tensor, key: Tensor, rope: Rope, positions: Tensor | None, len
         cos, sin = cos.unsqueeze([0, 2]), sin.unsqueeze([0, 2])
     else:
         cos, sin = (functional.embedding(positions, table).unsqueeze(2) for table in (cos, sin))
-    return _turn(query, cos, sin), _turn(key, cos, sin)
+    return _apply_rotary(query, cos, sin), _apply_rotary(key, cos, sin)
 
 
 def make_rotary_tables(rope: Rope, length: int) -> tuple[Tensor, Tensor]:
@@ -70,7 +64,7 @@ def make_rotary_tables(rope: Rope, length: int) -> tuple[Tensor, Tensor]:
 
     All layers share one table.
     """
-    cos, sin = _find_table(rope, length)
+    cos, sin = _get_table(rope, length)
     return cos[:length], sin[:length]
 
 
@@ -84,65 +78,88 @@ class _Table:
     sin: Tensor
 
 
-_tables: tuple[_Table, ...] = ()  # the last ones made
+_tables: tuple[_Table, ...] = ()  # the most recent ones
 
 
-def _find_table(rope: Rope, length: int) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of at least `length` positions. Tables double as texts grow."""
+def _get_table(rope: Rope, length: int) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of at least `length` positions. A table that is too short is made twice as long."""
     global _tables
-    about = rope, paddle.get_device(), _is_long(rope, length)
-    changes = about[2] and rope.kind == "dynamic"  # with every length
-    found = next((table for table in _tables if (table.rope, table.device, table.is_long) == about), None)
-    if found is None or found.length < length or (changes and found.length != length):
-        rows = length if changes else max(_FEWEST_ROWS, 1 << (length - 1).bit_length())
+    identity = rope, paddle.get_device(), _is_long(rope, length)
+    is_exact = rope.kind == "dynamic" and identity[2]  # every length has its own frequencies
+    table = next((table for table in _tables if (table.rope, table.device, table.is_long) == identity), None)
+    if table is None or table.length < length or (is_exact and table.length != length):
+        rows = length if is_exact else max(_MIN_POSITIONS, 1 << (length - 1).bit_length())
         if length <= rope.max_positions:
             rows = min(rows, rope.max_positions)
         inverse, factor = compute_frequencies(rope, length)
         cos, sin = _compute_cos_and_sin(rope, paddle.arange(rows), paddle.to_tensor(inverse), factor)
-        others = tuple(table for table in _tables if table is not found)
-        found = _Table(*about, rows, cos, sin)
-        _tables = (found, *others[: _MOST_TABLES - 1])
-    return found.cos, found.sin
+        others = tuple(other for other in _tables if other is not table)
+        table = _Table(*identity, rows, cos, sin)
+        _tables = (table, *others[: _MAX_TABLES - 1])
+    return table.cos, table.sin
+
+
+def _join_tables(rope: Rope, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return cos, sin and each token's row in them, where texts of different lengths need different tables.
+
+    A text begins wherever the position is 0.
+    """
+    array = positions.numpy()
+    row = np.arange(len(array))[:, None]
+    text = np.cumsum(array == 0, axis=1) + row * (array.shape[1] + 1)
+    longest = np.zeros(text.max() + 1, np.int64)
+    np.maximum.at(longest, text, array + 1)
+    # Texts with the same frequencies share a table: longrope needs two tables, dynamic one for every length.
+    lengths = np.maximum(longest[text], get_original_length(rope))
+    if rope.kind == "longrope":
+        lengths = np.where(lengths > get_original_length(rope), lengths.max(), lengths)
+    table_lengths, table_of_token = np.unique(lengths, return_inverse=True)
+    tables = [_get_table(rope, int(length)) for length in table_lengths]
+    if len(tables) == 1:
+        return *tables[0], positions
+    starts = np.cumsum([0, *(len(cos) for cos, _ in tables[:-1])])
+    cos, sin = (paddle.concat(parts) for parts in zip(*tables, strict=True))
+    return cos, sin, positions + paddle.to_tensor(starts[table_of_token.reshape(array.shape)], place=positions.place)
 
 
 def _is_long(rope: Rope, length: int) -> bool:
-    """Whether the frequencies are others than those of short texts."""
-    return rope.kind in ("dynamic", "longrope") and length > get_original_length(rope)
+    """Whether the frequencies differ from those of short texts."""
+    return rope.depends_on_length and length > get_original_length(rope)
 
 
 def _compute_cos_and_sin(rope: Rope, positions: Tensor, inverse: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     """[...] -> float32 [..., dim]."""
     with paddle.no_grad(), paddle.amp.auto_cast(False):
-        steps = positions.astype("float32")
-        if rope.kind == "linear":  # to round as PaddleNLP, which divides positions instead of frequencies
-            steps = steps / rope.scaling["factor"]
+        positions = positions.astype("float32")
+        if rope.kind == "linear":  # PaddleNLP divides positions, not frequencies, which rounds differently
+            positions = positions / rope.scaling["factor"]
             inverse = paddle.assign(compute_frequencies(replace(rope, kind="default"), 1)[0])
-        angles = steps.unsqueeze(-1) * inverse
+        angles = positions.unsqueeze(-1) * inverse
         angles = paddle.concat([angles, angles], -1)
         cos, sin = angles.cos(), angles.sin()
         return (cos, sin) if factor == 1 else (cos * factor, sin * factor)
 
 
 def _rotate_in_graph(query: Tensor, key: Tensor, rope: Rope, positions: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Angles are computed in the graph: its file has no tables, and the length of texts no limit."""
+    """rotate() in a static graph, which computes the angles, so that texts may have any length."""
     if positions is None:
         positions = paddle.arange(paddle.shape(query)[1], dtype="int64").unsqueeze(0)
     length, original = positions.max() + 1, get_original_length(rope)
-    before, factor = compute_frequencies(rope, original)
-    inverse = paddle.assign(before)
-    if rope.kind == "longrope":  # decided row by row
+    short, factor = compute_frequencies(rope, original)
+    inverse = paddle.assign(short)
+    if rope.kind == "longrope":  # each row has its own
         length = positions.max(axis=1, keepdim=True).unsqueeze(-1) + 1
-        longer, _ = compute_frequencies(rope, original + 1)
-        inverse = paddle.where(length > original, paddle.assign(longer), inverse)
+        long, _ = compute_frequencies(rope, original + 1)
+        inverse = paddle.where(length > original, paddle.assign(long), inverse)
     elif rope.kind == "dynamic":
         stretched = paddle.clip(rope.scaling["factor"] * (length.astype("float32") / original - 1) + 1, min=1.0)
         inverse = inverse * stretched ** paddle.assign(np.arange(0, -rope.dim, -2, np.float32) / (rope.dim - 2))
     cos, sin = _compute_cos_and_sin(rope, positions, inverse, factor)
     cos, sin = cos.unsqueeze(2).astype(query.dtype), sin.unsqueeze(2).astype(query.dtype)
-    return _turn(query, cos, sin), _turn(key, cos, sin)
+    return _apply_rotary(query, cos, sin), _apply_rotary(key, cos, sin)
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, axis=-1)
     return x * cos + paddle.concat([-second, first], axis=-1) * sin
 

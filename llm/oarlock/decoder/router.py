@@ -1,4 +1,4 @@
-"""The router of a mixture of experts: which experts a token goes to, and with which weights."""
+"""The router of a mixture of experts: it chooses the experts of each token and their weights."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Routing(NamedTuple):
 class Router(nn.Linear):
     """Scores every expert for every token. Its weights are those of a linear layer, [hidden, experts].
 
-    A router with a corrected choice (MoE.bias_corrected) also has the correction, a parameter without a gradient. It is
-    loaded, saved and used, but nothing here changes it.
+    With MoE.bias_corrected it also has the correction of the choice, a parameter without a gradient. It is loaded,
+    saved and used, but not trained.
     """
 
     def __init__(self, spec: MoE, hidden: int) -> None:
@@ -40,7 +40,6 @@ class Router(nn.Linear):
                 [spec.experts], dtype="float32", default_initializer=nn.initializer.Constant(0.0)
             )
             self.e_score_correction_bias.stop_gradient = True
-            self.e_score_correction_bias.read_outside = True  # by the mixture; see oarlock.models.layer_offload
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """[tokens, hidden] -> logits, float32 [tokens, experts], and the correction [experts] if there is one.

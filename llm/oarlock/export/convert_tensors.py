@@ -1,6 +1,6 @@
 """The tensors of a converted model: their names there, and how their values are read.
 
-Both layouts are mapped to the parameters of PaddleNLP's unfused model on one device, whose matrices are [in, out].
+Both layouts are mapped to the parameters of the model on one device, none of them packed; matrices are [in, out].
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from oarlock.weights.sources import FileSource, stored_dtype
 
 @dataclass(frozen=True)
 class UnfusedParameter:
-    """A parameter of PaddleNLP's unfused model.
+    """A parameter of the model on one device.
 
     Attributes:
         name, shape: in that model.
@@ -75,7 +75,7 @@ def list_unfused_parameters(source: FileSource, config: PretrainedConfig) -> lis
 
 
 def list_parameter_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Map the parameters of PaddleNLP's model to their shapes."""
+    """Map the parameters of the model to their shapes."""
     held = parameter_shards(make_empty_model(find_model_class(config), config))
     return {parameter.name: parameter.slice.shape for parameter in held if isinstance(parameter.tensor, EagerParamBase)}
 
@@ -182,7 +182,7 @@ def list_converted_tensors(
 
 
 def map_hf_names(config: PretrainedConfig) -> dict[str, tuple[str, bool]]:
-    """Map PaddleNLP's names to those in Hugging Face's files, with whether the matrix is transposed there.
+    """Map our names to those in Hugging Face's files, with whether the matrix is transposed there.
 
     Raises:
         ModelError: when PaddleNLP changes a tensor in another way.

@@ -121,13 +121,8 @@ class Family:
         own_config: its configuration class is ours, with transformers' fields. Else it is PaddleNLP's.
         forward: what its forward needs besides ids.
         counts_padding: positions are columns of the batch, padding included.
-<<<<<<< HEAD
         packing: PaddleNLP's model keeps packed examples apart by a mask [batch, tokens, tokens] and position ids. (Our
             decoder always does.)
-=======
-        packing: PaddleNLP's model takes a mask [batch, tokens, tokens] and position ids, which keep packed examples
-            apart. Our decoder always does.
->>>>>>> main
         takes_position_ids: a static graph has position ids as an input; else the model derives them.
         graph_change: what has to change before Paddle can translate the model: a key of oarlock.export.static_graph.
         servers: that can run an export in Hugging Face's layout.

@@ -75,7 +75,7 @@ class AdapterMix:
         return cls(parts, known, first.settings.get("quantization"))
 
     def map_to_model(self, model_class: Any, config: Any) -> AdapterMix:
-        """Map every adapter to PaddleNLP's names of the base's layers."""
+        """Map every adapter to our names of the base's layers."""
         parts = tuple(replace(part, adapter=part.adapter.map_to_model(model_class, config)) for part in self.parts)
         return replace(self, parts=parts)
 

@@ -40,7 +40,7 @@ _OF_PARAMETERS, _OF_HIDDEN, _OF_LAYERS, _OF_INTERMEDIATE, _OF_ATTENTION = 0.003,
 
 @dataclass(frozen=True)
 class SizeRequest:
-    """What is asked of a new model. Sizes that are None follow the family's published models.
+    """The family and the size asked for. Sizes that are None follow the family's published models.
 
     Attributes:
         family: model_type.

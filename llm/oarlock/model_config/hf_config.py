@@ -40,15 +40,15 @@ _QUANTIZED = ("quantization_config", "quantization", "compression_config")
 
 
 def make_arguments(content: Mapping[str, Any], place: str, own: Collection[str]) -> dict[str, Any]:
-    """Make the arguments of PaddleNLP's configuration class from a config.json of either side.
+    """Make the arguments of a family's configuration class from a config.json of either side.
 
     Args:
         content: of config.json.
         place: the file, for messages.
-        own: fields of PaddleNLP's configuration class.
+        own: fields of this class.
 
     Raises:
-        ModelError: for what PaddleNLP's model does not compute, naming the field.
+        ModelError: for what the family's model does not compute, naming the field.
     """
     family = detect_family(content, place)
     writer = detect_writer(content, own)

@@ -67,17 +67,16 @@ def check_config_content(content: Mapping[str, Any], place: str) -> dict[str, An
 
 
 def make_config(content: Mapping[str, Any], place: str) -> PretrainedConfig:
-    """Make PaddleNLP's configuration from the content of a config.json of either side.
+    """Make a configuration, PaddleNLP's or ours, from the content of a config.json of either side.
 
     PaddleNLP itself takes transformers' fields as they are, which silently loses a rotary base in transformers 5's
-    format,
-    or a scaling.
+    format, or a scaling.
 
     Args:
         place: the file, for messages.
 
     Raises:
-        ModelError: for a family that is not supported, or a field that PaddleNLP's model does not compute with.
+        ModelError: for a family that is not supported, or a field that the family's model does not compute with.
     """
     content = check_config_content(copy.deepcopy(dict(content)), place)
     content = check_config_content(flatten_model_config(content), place)  # older files of PaddleNLP are nested
@@ -116,12 +115,12 @@ def detect_config_writer(folder: Path) -> str:
 
 
 def read_config(folder: Path) -> PretrainedConfig:
-    """Read PaddleNLP's configuration of the model in a folder, whichever side wrote it.
+    """Read the configuration of the model in a folder, whichever side wrote it.
 
     An output layer that is stored and differs from the embedding is not tied to it, whatever the configuration says.
 
     Raises:
-        ModelError: when it can't be read, or PaddleNLP's model does not compute what it says.
+        ModelError: when it can't be read, or the family's model does not compute what it says.
     """
     config = make_config(read_config_content(folder), str(folder / "config.json"))
     if getattr(config, "tie_word_embeddings", False) and has_untied_head(folder, config.model_type):

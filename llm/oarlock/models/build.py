@@ -89,7 +89,7 @@ def find_model(config: RunConfig, from_weights: bool) -> ModelSource:
 
 
 def set_parallel_fields(config: PretrainedConfig, plan: ParallelPlan, rank: int) -> None:
-    """Set the fields from which PaddleNLP's model classes build a rank's part of the model.
+    """Set the fields from which model classes build a rank's part of the model.
 
     tensor_parallel_output leaves the logits split over the vocabulary, as ParallelCrossEntropy takes them.
     """
@@ -103,7 +103,7 @@ def set_parallel_fields(config: PretrainedConfig, plan: ParallelPlan, rank: int)
 
 
 def _apply_kernels(config: RunConfig, model_config: PretrainedConfig) -> None:
-    """Set the kernel options in the configuration, where PaddleNLP reads them. Unavailable ones are replaced."""
+    """Set the kernel options in the configuration, where models read them. Unavailable ones are replaced."""
     kernels, on_gpu = config.kernels, paddle.device.get_device().startswith("gpu")
     flash = kernels.use_flash_attention
     if flash and not on_gpu:

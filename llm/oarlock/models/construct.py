@@ -1,4 +1,4 @@
-"""Construct PaddleNLP's models, with and without values. The one place where their classes are called."""
+"""Construct models, with and without values. The one place where their classes are called."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def construct(model_class: Any, config: PretrainedConfig, dtype: str) -> Pretrai
 def without_values() -> Iterator[None]:
     """Construct models whose parameters have neither memory nor values, whatever their constructors do.
 
-    Some PaddleNLP constructors call `self.apply(self._init_weights)` themselves, and pipelines send shared parameters
+    Some constructors call `self.apply(self._init_weights)` themselves, and pipelines send shared parameters
     to other stages (3.0.0b4). Both would need values.
     """
     with (

@@ -36,7 +36,7 @@ class _Block:
 
     Attributes:
         name: its path in the model, as in parameter names.
-        model: the innermost PaddleNLP model around it, whose `_init_weights` applies to it.
+        model: the innermost PretrainedModel around it, whose `_init_weights` applies to it.
         recursive: includes all layers below it, not only its own parameters.
     """
 
@@ -50,7 +50,7 @@ class _Block:
         return dict(self.layer.named_parameters(include_sublayers=self.recursive))
 
     def initialize(self) -> None:
-        """Initialize it as PaddleNLP does, in the same order."""
+        """Initialize it as its model does, in the same order."""
         if self.recursive:
             self.layer.apply(self._initialize)
         else:
@@ -171,7 +171,7 @@ def _list_blocks(model: PretrainedModel) -> Iterator[_Block]:
 
 
 def _replaced_normal(function: Callable[..., paddle.Tensor]) -> contextlib.AbstractContextManager[Any]:
-    """Make PaddleNLP's models draw normal values with another function (they call it by both names)."""
+    """Make models draw normal values with another function (they call it by both names)."""
     return replaced((paddle, "normal"), (paddle.tensor, "normal"), by=function)
 
 

@@ -41,12 +41,10 @@ def make_empty_model(model_class: Any, config: PretrainedConfig, method: Method 
 def stream_logits(model: nn.Layer, read: Reader, names: set[str], ids: np.ndarray) -> np.ndarray:
     """Compute logits [batch, tokens, vocabulary] of ids [batch, tokens].
 
-    Memory holds the parameters of one PaddleNLP layer (a matrix, a norm, an embedding) at a time, and the tensor read
-    last.
+    Memory holds the parameters of one layer (a matrix, a norm, an embedding) at a time, and the tensor read last.
 
     Args:
-        model: from make_empty_model(). Every parameter has to be used by the layer that owns it, unless it has the
-            attribute `read_outside`; such a parameter stays in memory.
+        model: from make_empty_model(). Every parameter has to be used by the layer that owns it.
         read: returns a whole tensor by its name, and may read it straight into the array.
         names: of tensors that can be read. Other buffers keep the value their layer computed.
 
@@ -62,8 +60,7 @@ def stream_logits(model: nn.Layer, read: Reader, names: set[str], ids: np.ndarra
             target.put(0, len(values) if values.ndim else 1, values)
 
     for parameter in parameter_shards(model):
-        stays = not isinstance(parameter.tensor, EagerParamBase) or hasattr(parameter.tensor, "read_outside")
-        if stays and parameter.name in names:
+        if not isinstance(parameter.tensor, EagerParamBase) and parameter.name in names:
             fill(parameter.tensor)
     hooks = [hook for layer in model.sublayers(include_self=True) for hook in _add_hooks(layer, fill)]
     try:
@@ -79,8 +76,7 @@ def stream_logits(model: nn.Layer, read: Reader, names: set[str], ids: np.ndarra
 
 
 def _add_hooks(layer: nn.Layer, fill: Callable[[paddle.Tensor], None]) -> Iterator[Any]:
-    parameters = layer._parameters.values()
-    own = [each for each in parameters if each is not None and not hasattr(each, "read_outside")]
+    own = [parameter for parameter in layer._parameters.values() if parameter is not None]
     if not own:
         return
 

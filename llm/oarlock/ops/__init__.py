@@ -1,1 +1,1 @@
-"""Fused operators (built from custom_ops/) behind Paddle's and PaddleNLP's names, and their reference versions."""
+"""Fused operators (built from custom_ops/), and their reference versions."""

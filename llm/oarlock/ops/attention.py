@@ -1,4 +1,4 @@
-"""Attention of our decoder: one function, computed by whatever is fastest for the tensors that it gets.
+"""Attention of our decoder: attend() chooses the fastest backend that supports its tensors.
 
 - On a CPU with the fused operators: in tiles (oarlock.ops.attention_backends.fused).
 - On a GPU, if flash attention is wanted: Paddle's FlashAttention and FlashMask (flash).
@@ -21,43 +21,43 @@ from oarlock.ops.attention_backends.reference import attend_in_blocks, reference
 from oarlock.ops.patch import can_fuse
 from oarlock.typing import Tensor
 
-_LOWEST = -1e4  # values of an additive mask from here on hide
+_LOWEST = -1e4  # an additive mask hides a key by this value or less
 
 
 @dataclass(frozen=True)
 class AttentionMask:
-    """The keys that queries attend to. One mask serves all layers of a pass, which share what is made from it.
+    """The keys that queries attend to. All layers of a forward pass share one mask, and all that is derived from it.
 
     Attributes:
         ends: int32 [batch, keys]: a causal mask. Of the keys up to its own position, a query attends to those whose end
             is after its position: keys of a packed example have the position at which the example ends, padding has 0,
             all other keys have the number of keys. None: to all of them.
-        seen: bool [batch or 1, heads or 1, queries, keys], true if a query attends to a key. It replaces the causal
+        dense: bool [batch or 1, heads or 1, queries, keys], true if a query attends to a key. It replaces the causal
             mask.
         flash: Paddle's flash attention may be used.
     """
 
     ends: Tensor | None = None
-    seen: Tensor | None = None
+    dense: Tensor | None = None
     flash: bool = False
-    _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def reuse(self, name: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        """Return what `make` makes of this mask under a name, made once for all layers."""
+    def derive(self, name: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """Return another form of this mask, which is made once for all layers."""
         if not paddle.in_dynamic_mode():
             return make()
-        if name not in self._made:
-            self._made[name] = make()
-        return self._made[name]
+        if name not in self._derived:
+            self._derived[name] = make()
+        return self._derived[name]
 
 
-@paddle.jit.not_to_static  # nothing to translate: no control flow of a graph depends on values
+@paddle.jit.not_to_static  # Paddle need not translate it: its control flow depends on no values of tensors
 def make_mask(mask: Tensor | None = None, ends: Tensor | None = None, flash: bool = False) -> AttentionMask:
     """Make a mask from what a model gets.
 
     Args:
-        mask: [batch, keys], not 0 for text; or [batch, queries, keys] or [batch, 1 or heads, queries, keys], which
-            is a complete mask: bool or integers, not 0 for keys that a query attends to, or floats to be added to
+        mask: [batch, keys], nonzero for text; or [batch, queries, keys] or [batch, 1 or heads, queries, keys], which
+            is a complete mask: bool or integers, nonzero for keys that a query attends to, or floats to be added to
             the scores, 0 or below -1e4.
         ends: of packed rows, int32 [batch, keys], [batch, 1, keys] or [batch, 1, keys, 1].
         flash: Paddle's flash attention may be used.
@@ -77,15 +77,15 @@ def make_mask(mask: Tensor | None = None, ends: Tensor | None = None, flash: boo
             "an attention mask has to be [batch, keys], [batch, queries, keys] or [batch, heads, queries, keys], "
             f"and only the first together with the ends of packed examples; got {list(mask.shape)}"
         )
-    seen = mask.unsqueeze(1) if mask.ndim == 3 else mask
-    if not seen.is_floating_point():
-        return AttentionMask(None, seen.astype("bool"), flash)
-    if paddle.in_dynamic_mode() and not ((seen == 0) | (seen <= _LOWEST)).all():
+    dense = mask.unsqueeze(1) if mask.ndim == 3 else mask
+    if not dense.is_floating_point():
+        return AttentionMask(None, dense.astype("bool"), flash)
+    if paddle.in_dynamic_mode() and not ((dense == 0) | (dense <= _LOWEST)).all():
         raise ValueError(
             "an attention mask of floats is added to the scores: its values have to be 0 or below -1e4. Pass "
             "integers or bool for a mask with 1 for the keys that are attended to"
         )
-    return AttentionMask(None, seen > _LOWEST, flash)
+    return AttentionMask(None, dense > _LOWEST, flash)
 
 
 @paddle.jit.not_to_static
@@ -111,9 +111,9 @@ def attend(
         value: [batch, keys, kv_heads, value_dim].
         mask: which keys a query attends to.
         scale: of the scores.
-        window: of these keys, a query attends to the last so many positions up to its own only.
+        window: number of last positions, its own included, that a query attends to; None for all.
         soft_cap: scores become soft_cap * tanh(scores / soft_cap) (Gemma 2).
-        sinks: [heads], scores of one more key for all queries, which has no value (gpt-oss).
+        sinks: [heads], the score of an additional key without a value (gpt-oss).
         dropout: of the weights of the values; 0 outside of training.
 
     Raises:
@@ -125,9 +125,9 @@ def attend(
     batch, num_queries, num_keys = _get_size(query, 0), _get_size(query, 1), _get_size(key, 1)
 
     def make_dense() -> Tensor:
-        if mask.seen is None:
+        if mask.dense is None:
             return make_dense_mask(num_queries, num_keys, mask.ends, window).unsqueeze(1)
-        return mask.seen if window is None else mask.seen & make_window_mask(num_queries, num_keys, window)
+        return mask.dense if window is None else mask.dense & make_window_mask(num_queries, num_keys, window)
 
     def make_bias() -> Tensor:
         bias = paddle.where(make_dense(), 0.0, paddle.finfo(paddle.float32).min).astype("float32")
@@ -136,26 +136,28 @@ def attend(
     if can_fuse(query, key, value):
         if dropout:
             log_once("attention with dropout uses Paddle's ops")
-        elif mask.seen is None:
+        elif mask.dense is None:
             return fused_attention(query, key, value, mask.ends, None, scale, window, soft_cap, sinks)
         else:
-            bias = mask.reuse(("bias", window), make_bias)
+            bias = mask.derive(("bias", window), make_bias)
             return fused_attention(query, key, value, None, bias, scale, None, soft_cap, sinks)
     if is_dynamic and mask.flash and is_on_gpu(query):
         limits = find_flash_limits(query, key, value) | {
-            "a dense mask": mask.seen is not None, "soft caps": soft_cap is not None, "sinks": sinks is not None,
+            "a dense mask": mask.dense is not None, "soft caps": soft_cap is not None, "sinks": sinks is not None,
             "dropout": dropout > 0,
         }  # fmt: skip
         unsupported = ", ".join(name for name, is_so in limits.items() if is_so)
         if not unsupported:
-            rows = mask.reuse(("rows", num_keys, window), lambda: make_row_indices(batch, num_keys, mask.ends, window))
+            rows = mask.derive(("rows", num_keys, window), lambda: make_row_indices(batch, num_keys, mask.ends, window))
             return flash_attention(query, key, value, rows, scale)
         log_once(f"attention with {unsupported} uses Paddle's ops in place of flash attention")
-    if is_dynamic and mask.seen is None and num_queries == num_keys and query.place.is_cpu_place():
-        blocks = mask.reuse(("blocks", num_keys, window), lambda: make_query_blocks(batch, num_keys, mask.ends, window))
+    if is_dynamic and mask.dense is None and num_queries == num_keys and query.place.is_cpu_place():
+        blocks = mask.derive(
+            ("blocks", num_keys, window), lambda: make_query_blocks(batch, num_keys, mask.ends, window)
+        )
         if blocks:
             return attend_in_blocks(query, key, value, blocks, scale, soft_cap, sinks, dropout)
-    dense = mask.reuse(("dense", num_queries, num_keys, window), make_dense)
+    dense = mask.derive(("dense", num_queries, num_keys, window), make_dense)
     return reference_attention(query, key, value, dense, scale, soft_cap, sinks, dropout)
 
 
@@ -179,12 +181,12 @@ def _check_shapes(
         raise ValueError(f"queries are at the last positions of the keys; got {queries} queries and {keys} keys")
     if window is not None and window < 1:
         raise ValueError(f"a window has to be at least 1; got {window}")
-    seen_shape = [] if mask.seen is None else [*mask.seen.shape[:2], queries, keys]
+    dense_shape = [] if mask.dense is None else [*mask.dense.shape[:2], queries, keys]
     expected = {
         "key": (key, [batch, keys, kv_heads, dim]),
         "value": (value, [batch, keys, kv_heads, value.shape[3]]),
         "ends": (mask.ends, [batch, keys]),
-        "the mask": (mask.seen, seen_shape),
+        "the mask": (mask.dense, dense_shape),
         "sinks": (sinks, [heads]),
     }
     for name, (tensor, shape) in expected.items():

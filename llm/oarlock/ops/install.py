@@ -1,7 +1,7 @@
-"""Replacing operators of Paddle and PaddleNLP by the fused CPU operators.
+"""Turns the fused CPU operators on and off.
 
-The table is oarlock.compat.patches. Each function here makes a replacement from the original. The replacement calls the
-original where `fits` says no: for other devices, types and modes.
+Our decoder and the loss call them where oarlock.ops.patch.can_fuse says so. Only AdamW's is behind a name of Paddle
+(oarlock.compat.patches); it calls the original for what it does not support.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def uninstall() -> None:
 
 @contextlib.contextmanager
 def originals() -> Iterator[None]:
-    """Paddle's and PaddleNLP's own operators, inside."""
+    """Paddle's own operators, inside."""
     were_used = bool(_applied)
     uninstall()
     try:

@@ -1,4 +1,4 @@
-"""When the fused operators can replace those of Paddle and PaddleNLP."""
+"""When the fused operators are used in place of Paddle's."""
 
 from __future__ import annotations
 

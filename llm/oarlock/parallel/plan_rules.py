@@ -1,4 +1,4 @@
-"""Rules for plans: those of PaddleNLP's model classes and of Fleet's schedules.
+"""Rules for plans: those of the models' layers and of Fleet's schedules.
 
 They were read in the source of paddle 3.3.1 and paddlenlp 3.0.0b4. Pure Python: a plan is checked before process groups
 exist, and on machines without Paddle.
@@ -103,7 +103,7 @@ def find_option_problems(config: RunConfig, plan: ParallelPlan) -> Iterator[str]
     generating = "--do_generation" if config.generates_answers else generating
     if plan.sequence_parallel and generating:
         yield (
-            f"{generating} can't be combined with --sequence_parallel, under which PaddleNLP's layers accept only one "
+            f"{generating} can't be combined with --sequence_parallel, under which layers accept only one "
             "sequence length. Drop one of the two"
         )
     # PipelineParallelWithInterleave: "cache should be enabled for pipeline with interleave".
@@ -204,11 +204,8 @@ def _find_missing_layers(plan: ParallelPlan, sizes: ModelSizes, seq_length: int)
 
 
 def _find_indivisible_sizes(sizes: ModelSizes, tensor: int) -> Iterator[str]:
-    if sizes.heads % tensor:  # LlamaAttention etc.: assert num_heads % tensor_parallel_degree == 0
+    if sizes.heads % tensor:  # a rank computes whole heads
         yield f"num_attention_heads {sizes.heads}"
-    # Qwen2, Mistral, Mixtral and ChatGLMv2 assert it. Llama and Gemma continue with unsharded key and value
-    # projections, but nothing sums the gradients of these and of their input over the ranks. (Tried with 4 query heads
-    # and 1 key head: Gemma's gradients are wrong, and Llama's plain attention fails in the forward pass.)
     if sizes.kv_heads % tensor:
         yield f"num_key_value_heads {sizes.kv_heads}"
     # ColumnParallelLinear asserts out_features % world_size == 0, RowParallelLinear in_features.
@@ -216,8 +213,7 @@ def _find_indivisible_sizes(sizes: ModelSizes, tensor: int) -> Iterator[str]:
         yield f"hidden_size {sizes.hidden:,}"
     if sizes.intermediate % tensor:
         yield f"intermediate_size {sizes.intermediate:,}"
-    # VocabParallelEmbedding asserts num_embeddings % world_size == 0. (Llama, Qwen2, Gemma and Mixtral would not shard
-    # embedding and output layer, and logits would not be split, which train.loss assumes.)
+    # VocabParallelEmbedding asserts num_embeddings % world_size == 0.
     if sizes.vocab % tensor:
         yield f"vocab_size {sizes.vocab:,}"
     if sizes.experts and sizes.expert_intermediate % tensor:

@@ -49,7 +49,7 @@ def find_base(adapter: AdapterFolder, way_out: str, with_weights: bool = True, a
 
 
 def map_to_base(adapter: AdapterFolder, base: Path) -> AdapterFolder:
-    """Map an adapter to PaddleNLP's names of a base's layers (AdapterFolder.map_to_model).
+    """Map an adapter to our names of a base's layers (AdapterFolder.map_to_model).
 
     Raises:
         ModelError: when the base's configuration can't be read, or the adapter does not belong to it.

@@ -110,7 +110,7 @@ class AdapterFolder:
     names: tuple[str, ...]
 
     def map_to_model(self, model_class: Any, config: Any) -> AdapterFolder:
-        """Map the adapter to PaddleNLP's names of the base's layers. Those of PEFT's adapters depend on the base."""
+        """Map the adapter to our names of the base's layers. Those of PEFT's adapters depend on the base."""
         return self
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -152,7 +152,7 @@ def check_adapter(found: AdapterFolder, method: Method) -> AdapterFolder:
     """Check that an adapter can be continued with a method.
 
     Args:
-        found: under PaddleNLP's names (AdapterFolder.map_to_model).
+        found: under our names (AdapterFolder.map_to_model).
 
     Raises:
         ModelError: when it was trained with other settings that determine shapes or scaling.

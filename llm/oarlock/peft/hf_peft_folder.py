@@ -52,7 +52,7 @@ class PeftFolder(AdapterFolder):
 
     Attributes:
         alphas: pattern of layer names -> lora_alpha.
-        places: name in PaddleNLP's model -> (stored tensor, factor). The tensor is "" for a layer without LoRA, whose
+        places: name in our model -> (stored tensor, factor). The tensor is "" for a layer without LoRA, whose
             matrices are zeros.
     """
 
@@ -60,7 +60,7 @@ class PeftFolder(AdapterFolder):
     places: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
     def map_to_model(self, model_class: Any, config: Any) -> PeftFolder:
-        """Map the adapter to PaddleNLP's names for a base of this configuration.
+        """Map the adapter to our names for a base of this configuration.
 
         Different ranks and scalings of layers become one: the largest rank, padded with zeros, and the scaling as part
         of B.

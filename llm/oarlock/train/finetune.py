@@ -13,6 +13,7 @@ from oarlock.data.examples.packing import COMPARED_BATCH, PackedDataset
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.environment.console import get_logger
 from oarlock.errors import DataError
+from oarlock.families.registry import FAMILIES
 from oarlock.models.build import (
     build_model,
     check_lengths,
@@ -107,6 +108,9 @@ def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
             f"QLoRA: {algorithm} weights take {now / 1e6:,.1f} MB, {before / now:.1f} times less than in float32"
         )
     collator = PackCollator if packing else FinetuneCollator
+    decoder = FAMILIES[source.config.model_type].decoder
+    blocks = () if decoder is None else decoder(source.config).blocks
+    with_positions = any(block.attention.rope and block.attention.rope.depends_on_length for block in blocks)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     trainer = make_trainer(
         run,
@@ -123,7 +127,7 @@ def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         prompt_sets=prompt_sets,
         train_dataset=train_set,
         eval_dataset=data.dev if config.evaluation.do_eval else None,
-        data_collator=collator(source.config.vocab_size, pad, run.plan.length_multiple),
+        data_collator=collator(source.config.vocab_size, pad, run.plan.length_multiple, with_positions),
     )
     if config.evaluation.do_train:
         finished = run_training(run, trainer)

@@ -1,7 +1,8 @@
 """Which slice of every tensor of the whole model this rank holds.
 
 Names and shapes are those of the model on one card, so weights and checkpoints mean the same under every plan.
-PaddleNLP knows how a tensor is split (`_get_tensor_parallel_mappings`); here that becomes plain index ranges.
+Parameters of our decoder know their slice. PaddleNLP's models have functions that cut it out of a tensor
+(`_get_tensor_parallel_mappings`); here that becomes plain index ranges.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def parameter_shards(model: nn.Layer) -> list[ParameterShard]:
     state = model.state_dict()
     degree = max(1, getattr(model.config, "tensor_parallel_degree", 1) or 1)
     actions: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
-    if degree > 1 and not hasattr(model, "architecture"):
+    if degree > 1 and getattr(model, "architecture", None) is None:
         # PaddleNLP's functions that cut this rank's slice out of a whole tensor. Parameters of our decoder know theirs.
         actions = type(model).get_tensor_parallel_convert_actions(
             model.config, list(state), is_split=True, ignore_error=True
@@ -71,7 +72,7 @@ def _full_names(model: nn.Layer, state: Mapping[str, Any]) -> Callable[[str], st
         return lambda name: f"{path}.weight" if tied is not None and state[name] is tied else name
     paths = model.get_sequential_name_prefixes()
     prefix = ""
-    if not hasattr(model, "architecture"):  # PaddleNLP's; the names in our own pipelines are complete
+    if getattr(model, "architecture", None) is None:  # PaddleNLP's; the names in our own pipelines are complete
         full_class = getattr(paddlenlp.transformers, type(model).__name__.removesuffix("Pipe"), None)
         prefix = getattr(full_class, "base_model_prefix", "")
     # The names in ChatGLM2's pipeline lack the prefix "chatglm_v2.".

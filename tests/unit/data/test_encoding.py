@@ -142,6 +142,12 @@ def test_padding_is_on_the_right_and_not_trained(lengths):
         assert (batch["labels"][row] != IGNORE_INDEX).sum() == 1
 
 
+def test_positions_count_the_text_and_not_its_padding():
+    examples = [Example([5] * n, [5] * n, False) for n in (2, 4)]
+    batch = FinetuneCollator(50, 0, multiple_of=3, with_positions=True)(examples)
+    assert batch["position_ids"].tolist() == [[0, 1, 0, 0, 0, 0], [0, 1, 2, 3, 0, 0]]
+
+
 def test_pretraining_batches_and_loss_masks():
     batch = PretrainCollator(100)([{"text": np.arange(5)}, {"text": np.arange(5, 10)}])
     assert batch["input_ids"].tolist() == [[0, 1, 2, 3], [5, 6, 7, 8]] and batch["labels"][0].tolist() == [1, 2, 3, 4]

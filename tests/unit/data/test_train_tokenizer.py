@@ -8,9 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from oarlock.data.templates.chat_template import choose_template
 from oarlock.data.tokenizers import train_tokenizer as trained
+from oarlock.data.tokenizers.fast_tokenizer import FastTokenizer
 from oarlock.data.tokenizers.load import load_encoder, load_tokenizer
 from oarlock.data.tokenizers.train_tokenizer import TokenizerOptions, split_into_pieces, train_tokenizer
 from oarlock.errors import ConfigError, DataError
@@ -39,11 +42,19 @@ def test_the_folder_is_a_tokenizer_with_chat_template(options):
     assert ids[0] == 1 and ids.count(2) == 2 and ids.count(0) == 1
 
 
-def test_every_text_comes_back(options):
-    train_tokenizer(options)
-    tokenizer = load_tokenizer(str(options.output))
-    for text in (*SENTENCES[:5], HARD, "".join(map(chr, range(1, 0x3000)))):
-        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> FastTokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    (folder / "text.txt").write_text("".join(SENTENCES), encoding="utf-8", newline="")
+    train_tokenizer(TokenizerOptions((str(folder / "text.txt"),), folder / "out", 330))
+    return load_tokenizer(str(folder / "out"))
+
+
+@given(text=st.text(max_size=60))
+@example(text=HARD)
+@example(text="".join(map(chr, range(1, 0x3000))))
+def test_every_text_comes_back(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
 def test_words_of_the_text_are_tokens_and_it_needs_fewer(options):
@@ -154,7 +165,7 @@ def test_a_tokenizer_that_loses_text_is_refused(options, monkeypatch):
     assert not options.output.exists()
 
 
-@pytest.mark.parametrize("text", ["", "a", "a b c " * 50, "x" * 100, "line\n" * 30, " " * 70, "\n" * 70])
+@given(text=st.text(alphabet="ab \n", max_size=200))
 def test_pieces_make_up_the_text(text):
     pieces = list(split_into_pieces(text, 16))
     assert "".join(pieces) == text and all(0 < len(piece) <= 16 for piece in pieces)

@@ -131,15 +131,15 @@ def test_tables_have_the_bits_of_paddlenlps(theta, dim):
 
 def test_layers_share_a_table_that_doubles_and_old_ones_go():
     rope = Rope(1e4, 8, 2048)
-    first = rotary._find_table(rope, 5)
-    assert len(first[0]) == 256 and rotary._find_table(replace(rope), 256)[0] is first[0]
-    grown = rotary._find_table(rope, 257)
+    first = rotary._get_table(rope, 5)
+    assert len(first[0]) == 256 and rotary._get_table(replace(rope), 256)[0] is first[0]
+    grown = rotary._get_table(rope, 257)
     assert len(grown[0]) == 512 and np.array_equal(grown[1][:256].numpy(), first[1].numpy())
-    assert len(rotary._find_table(rope, 1500)[0]) == 2048 and len(rotary._find_table(rope, 3000)[0]) == 4096
+    assert len(rotary._get_table(rope, 1500)[0]) == 2048 and len(rotary._get_table(rope, 3000)[0]) == 4096
     assert len(rotary._tables) == 1 and rotary._tables[0].cos.stop_gradient
     assert make_rotary_tables(rope, 7)[0].shape == [7, 8]
     for theta in range(2, 40):
-        rotary._find_table(Rope(theta, 8, 64), 5)
+        rotary._get_table(Rope(theta, 8, 64), 5)
     assert len(rotary._tables) == 8 and all(len(table.cos) == 64 for table in rotary._tables)
 
 
@@ -157,7 +157,7 @@ def test_tables_that_depend_on_the_length():
 
 def draw(rope: Rope, length: int, head_dim: int = 8) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
     paddle.seed(length)
-    positions = np.stack([np.arange(length), np.arange(length)[::-1]])
+    positions = np.stack([np.arange(length), -np.arange(length) % length])  # of one text each: 0 comes once
     query, key = paddle.randn([2, length, 4, head_dim]), paddle.randn([2, length, 1, head_dim])
     query.stop_gradient = key.stop_gradient = False
     return query, key, paddle.to_tensor(positions)
@@ -202,6 +202,21 @@ def test_the_longest_text_counts_and_not_the_row_it_is_packed_in(kind):
     for part in (slice(0, 10), slice(20, 30)):
         alone = rotate(query[:, part], key[:, part], rope, None, 10)[0]
         assert np.array_equal(packed[:, part].numpy(), alone.numpy())
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_packed_and_padded_texts_turn_as_they_do_alone(fused, kind):
+    rope = Rope(1e4, 8, 16, kind, KINDS[kind])
+    lengths = (5, 25, 16, 17, 3, 30)
+    rows = [lengths[:4], lengths[4:]]
+    query, key, _ = draw(rope, 63)
+    places = [np.concatenate([np.arange(length) for length in (*row, *[1] * (63 - sum(row)))]) for row in rows]
+    packed = rotate(query, key, rope, paddle.to_tensor(np.stack(places)), 63)
+    for i, row in enumerate(rows):
+        for length, end in zip(row, np.cumsum(row), strict=True):
+            part = slice(i, i + 1), slice(end - length, end)
+            for found, alone in zip(packed, rotate(query[part], key[part], rope, None, length), strict=True):
+                assert np.array_equal(found[part].numpy(), alone.numpy())
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

@@ -107,7 +107,7 @@ def test_blocks_of_packed_rows_and_windows_are_small():
         assert sum(block.stop - block.start for block in blocks) == 4000
         assert max(block.stop - block.first_key for block in blocks) <= 700
     in_windows = masks.make_query_blocks(1, 2000, None, 300)
-    assert max(block.seen.shape[-1] for block in in_windows) == 599
+    assert max(block.mask.shape[-1] for block in in_windows) == 599
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ def test_masks_that_models_get():
         paddle.where(seen, 0.0, -np.inf),
     ):
         made = make_mask(form)
-        assert made.ends is None and made.seen.dtype == paddle.bool and (made.seen == seen).all()
+        assert made.ends is None and made.dense.dtype == paddle.bool and (made.dense == seen).all()
     assert make_mask() == AttentionMask()
 
 

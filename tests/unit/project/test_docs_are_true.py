@@ -154,3 +154,9 @@ def test_paths_in_the_documentation_exist(page):
     )
     missing = [path for path in named if not (ROOT / path).exists()]
     assert not [path for path in missing if not path.startswith("deploy/kubernetes")]
+
+
+def test_the_example_of_a_new_family_is_its_file():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    example = (ROOT / "llm/oarlock/families/dense/qwen3.py").read_text(encoding="utf-8")
+    assert f"```python\n{example}```" in page

@@ -110,6 +110,7 @@ OWN_JSON = {
     "data/tokenizers/fast_tokenizer.py": "what the tokenizers library says of a tokenizer in memory",
     "data/examples/marked_encoding.py": "the same",
     "data/tokenizers/fingerprint.py": "the same",
+    "families/published_sizes.py": "a file of this package",
     "weights/save.py": "what save_pretrained wrote a moment before",
     "parallel/nodes.py": "what a rank of this launch put into its memory, which only such ranks reach",
     "serve/supervision/admin_client.py": "its answer",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from oarlock.api.models import new_model
+from oarlock.api.new_model import new_model
 from oarlock.cli.flags import Command, CommandGroup, NoOptions, flag
 from oarlock.cli.weight_flags import ShardSize
 from oarlock.config.options import at_least, between

@@ -40,10 +40,13 @@ class FinetuneCollator:
 
     Args:
         multiple_of: divisor of the padded length (sequence parallelism splits it).
+        with_positions: also return position_ids int64 [batch, longest], 0 for padding. They tell how long each example
+            is, on which some rotary embeddings depend (Rope.depends_on_length).
     """
 
-    def __init__(self, vocab_size: int, pad_id: int, multiple_of: int = 1) -> None:
+    def __init__(self, vocab_size: int, pad_id: int, multiple_of: int = 1, with_positions: bool = False) -> None:
         self.vocab_size, self.pad_id, self.multiple_of = vocab_size, pad_id, multiple_of
+        self.with_positions = with_positions
 
     def __call__(self, examples: Sequence[Example]) -> Arrays:
         """Return inputs and labels, [batch, longest]."""
@@ -55,7 +58,11 @@ class FinetuneCollator:
             input_ids[row, : lengths[row]] = example.input_ids
             labels[row, : lengths[row]] = example.labels
         check_ids(input_ids, self.vocab_size)
-        return {"input_ids": input_ids, "labels": labels, "num_tokens": lengths}
+        found = {"input_ids": input_ids, "labels": labels, "num_tokens": lengths}
+        if self.with_positions:
+            places = np.arange(longest)
+            found["position_ids"] = np.where(places < lengths[:, None], places, 0)
+        return found
 
 
 class PackCollator(FinetuneCollator):

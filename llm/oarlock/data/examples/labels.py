@@ -28,7 +28,7 @@ class Example:
     Attributes:
         input_ids: [tokens - 1], all but the last token, which is only predicted.
         labels: [tokens - 1], labels[i] is the token after input_ids[i] if it is trained on, else IGNORE_INDEX.
-            PaddleNLP's models do not shift.
+            Models do not shift.
         truncated: whether src_length or tgt_length cut tokens off.
     """
 

@@ -131,7 +131,7 @@ def train_tokenizer(options: TokenizerOptions) -> TokenizerReport:
     """Train a tokenizer and write its folder. The same text and options give the same files.
 
     Raises:
-        ConfigError: for a vocabulary that has no room for the bytes and the special tokens, or wrong special tokens.
+        ConfigError: for a vocabulary too small for the bytes and the special tokens, or wrong special tokens.
         DataError: for a bad line (file:line) unless skip_bad is set, text that is too small for the vocabulary,
             that would need too much memory, or that decoding does not give back. Nothing is left then.
     """
