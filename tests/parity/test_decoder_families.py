@@ -19,12 +19,11 @@ import paddlenlp.transformers
 import pytest
 from safetensors.numpy import load_file, save_file
 from test_convert import read_bits
-from test_engine_answers import ask, served
+from test_engine_answers import ask
 
-from helpers import logits_of
+from helpers import logits_of, make_tiny_tokenizer
 from oarlock.data.examples.collate import Arrays, FinetuneCollator, PackCollator
 from oarlock.data.examples.labels import IGNORE_INDEX, Example
-from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.export.static_graph import write_graph
 from oarlock.families.registry import FAMILIES
@@ -39,9 +38,9 @@ from oarlock.peft.lora import LoRA
 from oarlock.peft.method import trainable_parameters
 from oarlock.sampling.params import SamplingParams
 from oarlock.serve.config import EngineConfig
+from oarlock.serve.engine import loading
 from oarlock.serve.engine.engine import Engine
-from oarlock.serve.engine.fused_decoder import FusedDecoder, explain_not_fused
-from oarlock.serve.engine.generic_decoder import GenericDecoder
+from oarlock.serve.engine.fused_decoder import FusedDecoder
 from oarlock.train.step.loss import TokenCrossEntropy, count_trained_tokens
 from oarlock.weights.layout import parameter_shards
 from oarlock.weights.safetensors_file import TensorSource
@@ -62,6 +61,7 @@ BATCHES: dict[str, Arrays] = {
 }
 PADDLENLP = ("llama", "qwen2", "mistral", "gemma")  # whose folders it reads
 UNFUSED = ("phi3", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3")
+METHOD = LoRA(r=4, alpha=6.0)
 SHORT = RANDOM.integers(1, 512, (2, 6))  # within the windows, which its models do not have
 
 
@@ -77,12 +77,38 @@ class Case:
         self.name, self.hf, self.paddle = name, folder / name, folder / f"{name}-paddle"
         self.family = FAMILIES[TINY_CONFIGS[name]["model_type"]]
         self.theirs = np.load(folder / f"{name}.npz")
+        self.answers = [self.theirs[f"answer {i}"].tolist() for i in range(len(PROMPTS))]
 
     @cached_property
     def model(self) -> Any:
         model = self.build()
         model.eval()
         return model
+
+    @cached_property
+    def adapted(self) -> Any:
+        """The model with an adapter that two steps trained."""
+        model = self.build(method=METHOD, seed=1)
+        trained = [parameter.tensor for parameter in trainable_parameters(model)]
+        optimizer, losses = paddle.optimizer.AdamW(0.05, parameters=trained), []
+        for _ in range(2):
+            _, loss = self.compute_loss(model, BATCHES["packed"])
+            loss.backward()
+            optimizer.step()
+            optimizer.clear_grad()
+            losses.append(float(loss))
+        assert losses[1] < losses[0]
+        model.eval()
+        return model
+
+    @cached_property
+    def adapter(self) -> Path:
+        """The folder of the adapter."""
+        folder, trained = self.hf.with_name(f"{self.name}-adapter"), trainable_parameters(self.adapted)
+        folder.mkdir()
+        tensors = [TensorSource(p.name, "float32", p.slice.shape, p.tensor.numpy) for p in trained]
+        save_adapter(tensors, METHOD, Base.from_folder(str(self.hf), self.hf), None, None, folder)
+        return folder
 
     def build(self, **about: Any) -> Any:
         return build_model(ModelSource(self.hf, read_config(self.hf), from_weights=True), **about)
@@ -142,8 +168,10 @@ def largest_difference(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.abs(found - wanted).max() / (np.abs(wanted).max() or 1.0))
 
 
+@pytest.mark.parametrize("operators", ["fused_ops", "paddles_own_ops"])
 @pytest.mark.parametrize("how", BATCHES)
-def test_logits_and_gradients_are_those_of_transformers(case, how, tmp_path, record_property):
+def test_logits_and_gradients_are_those_of_transformers(case, how, operators, request, tmp_path, record_property):
+    request.getfixturevalue(operators)
     logits, loss = case.compute_loss(case.model, BATCHES[how])
     text = BATCHES[how]["labels"] != IGNORE_INDEX
     logits_differ = float(np.abs(logits - case.theirs[how])[text].max())
@@ -159,26 +187,30 @@ def test_logits_and_gradients_are_those_of_transformers(case, how, tmp_path, rec
 
 def test_answers_are_those_of_transformers(case):
     """Prompts of two lengths in one batch, beside theirs alone."""
-    wanted = [case.theirs[f"answer {i}"].tolist() for i in range(len(PROMPTS))]
-    assert generate_ids(case.model, ENDLESS, PROMPTS, NEW_TOKENS) == wanted
-    assert wanted[0] != wanted[1] and all(len(set(answer)) > 1 for answer in wanted)
+    assert generate_ids(case.model, ENDLESS, PROMPTS, NEW_TOKENS) == case.answers
+    assert case.answers[0] != case.answers[1] and all(len(set(answer)) > 1 for answer in case.answers)
 
 
 @pytest.mark.parametrize("way", ["generic", "fused"])
-def test_the_engine_answers_as_transformers(case, way, tiny_tokenizer):
-    why_not = explain_not_fused(case.model) if way == "fused" else ""
-    if why_not:
-        assert case.name in UNFUSED, why_not
-        return
-    # (The fused one frees the model's memory.)
-    decoder = GenericDecoder(case.model, {}) if way == "generic" else FusedDecoder(case.build(), {}, 256)
-    engine = Engine(served(decoder, load_tokenizer(str(tiny_tokenizer))), EngineConfig())
+def test_the_engine_answers_as_transformers(case, way, monkeypatch):
+    """And rows of an adapter beside them as the model that it was trained on."""
+    if way == "generic":
+        monkeypatch.setattr(loading, "explain_not_fused", lambda *_: "the test says so")
+    make_tiny_tokenizer(case.hf)
+    # (The fused decoder has no adapters of packed projections.)
+    names = [None] if (case.name, way) == ("glm4", "fused") else [None, "trained"]
+    model = loading.open_served_model(case.hf, {name: case.adapter for name in names if name})
+    assert isinstance(model.decoder, FusedDecoder) == (way == "fused" and case.name not in UNFUSED)
+    engine = Engine(model, EngineConfig())
     try:
-        answers = ask(engine, PROMPTS, SamplingParams(max_tokens=NEW_TOKENS, ignore_eos=True))
+        sampling = SamplingParams(max_tokens=NEW_TOKENS, ignore_eos=True)
+        answers = ask(engine, PROMPTS * len(names), sampling, [name for name in names for _ in PROMPTS])
     finally:
         engine.close()
-    wanted = [case.theirs[f"answer {i}"].tolist() for i in range(len(PROMPTS))]
+    by_adapter = generate_ids(case.adapted, ENDLESS, PROMPTS, NEW_TOKENS)
+    wanted = (case.answers + by_adapter)[: len(answers)]
     assert [answer.token_ids for answer in answers] == wanted, [answer.error for answer in answers]
+    assert by_adapter != case.answers
 
 
 def test_there_and_back_every_bit_is_the_same(case, tmp_path, record_property):
@@ -198,25 +230,10 @@ def test_there_and_back_every_bit_is_the_same(case, tmp_path, record_property):
 
 
 def test_a_trained_adapter_is_merged_and_exported(case, tmp_path, record_property):
-    method = LoRA(r=4, alpha=6.0)
-    model = case.build(method=method, seed=1)
-    trained = trainable_parameters(model)
-    optimizer = paddle.optimizer.AdamW(0.05, parameters=[parameter.tensor for parameter in trained])
-    losses = []
-    for _ in range(2):
-        _, loss = case.compute_loss(model, BATCHES["packed"])
-        loss.backward()
-        optimizer.step()
-        optimizer.clear_grad()
-        losses.append(float(loss))
-    assert losses[1] < losses[0]
-    (tmp_path / "adapter").mkdir()
-    tensors = [TensorSource(p.name, "float32", p.slice.shape, p.tensor.numpy) for p in trained]
-    save_adapter(tensors, method, Base.from_folder(str(case.hf), case.hf), None, None, tmp_path / "adapter")
-    proof = merge(case.hf, AdapterMix.open([tmp_path / "adapter"]), tmp_path / "merged")
+    proof = merge(case.hf, AdapterMix.open([case.adapter]), tmp_path / "merged")
     merged = ModelSource(tmp_path / "merged", read_config(tmp_path / "merged"), from_weights=True)
     ids = BATCHES["padded"]["input_ids"]
-    difference = largest_difference(logits_of(build_model(merged), ids), logits_of(model, ids))
+    difference = largest_difference(logits_of(build_model(merged), ids), logits_of(case.adapted, ids))
     record_property("LoRA", difference)
     assert difference < 1e-5 < 1e-2 < proof.effect
     (tmp_path / "graph").mkdir()

@@ -144,11 +144,10 @@ def _rotate_in_graph(query: Tensor, key: Tensor, rope: Rope, positions: Tensor |
     """rotate() in a static graph, which computes the angles, so that texts may have any length."""
     if positions is None:
         positions = paddle.arange(paddle.shape(query)[1], dtype="int64").unsqueeze(0)
-    length, original = positions.max() + 1, get_original_length(rope)
+    length, original = positions.max(axis=1, keepdim=True).unsqueeze(-1) + 1, get_original_length(rope)  # of each row
     short, factor = compute_frequencies(rope, original)
     inverse = paddle.assign(short)
-    if rope.kind == "longrope":  # each row has its own
-        length = positions.max(axis=1, keepdim=True).unsqueeze(-1) + 1
+    if rope.kind == "longrope":
         long, _ = compute_frequencies(rope, original + 1)
         inverse = paddle.where(length > original, paddle.assign(long), inverse)
     elif rope.kind == "dynamic":

@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 import pytest
 
-from oarlock.decoder.attention import ForwardContext
+from oarlock.decoder.attention import LayerContext
 from oarlock.decoder.block import DecoderLayer
 from oarlock.decoder.moe import MixtureOfExperts
 from oarlock.families.architecture import MLP, Architecture, Attention, DecoderBlock, MoE
@@ -79,7 +79,7 @@ def test_recomputed_micro_batches_keep_their_masks(recompute):
     layer.enable_recompute = recompute
     inputs = [paddle.randn([2, 6, HIDDEN]) for _ in range(2)]
     masks = [paddle.arange(6) < paddle.to_tensor([[3], [6]]), paddle.arange(6) < paddle.to_tensor([[6], [1]])]
-    given = ForwardContext(None, make_mask(None, None, flash=False), 6, 6)
+    given = LayerContext(None, make_mask(None, None, flash=False), 6, 6)
 
     def gradient(order):
         layer.clear_gradients()

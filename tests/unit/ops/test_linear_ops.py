@@ -9,7 +9,7 @@ from paddle.nn.functional import silu
 from paddlenlp.peft.lora.lora_layers import LoRALinear
 from paddlenlp.transformers import LlamaConfig
 
-from oarlock.decoder.attention import ForwardContext
+from oarlock.decoder.attention import LayerContext
 from oarlock.decoder.block import DecoderLayer
 from oarlock.families.registry import FAMILIES
 from oarlock.ops import decoder_layer, install, library, lora_linear, rms_norm
@@ -122,7 +122,7 @@ def layer_and_its_use(operators):
     config = LlamaConfig(hidden_size=32, num_attention_heads=4, intermediate_size=48)
     model = FAMILIES["llama"].decoder(config)
     layer = DecoderLayer(model.blocks[0], model, config)
-    x, given = draw_normal(2, 5, 32), ForwardContext(None, make_mask(), 5, 5)
+    x, given = draw_normal(2, 5, 32), LayerContext(None, make_mask(), 5, 5)
 
     def used():
         operators.clear()
