@@ -106,7 +106,7 @@ def test_generation(name):
     check_generation(with_method(name))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "glm"])  # whose output layer reads the embedding's
 def test_layers_are_in_memory_one_at_a_time(name):
     model = with_method(name)
     held = {shard.name: shard.tensor.numpy() for shard in parameter_shards(model)}

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from plan_runs import run_groups
 
+from families import FAMILIES as TINY
+
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
     "llama-grouped": {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_key_value_heads": 2},
@@ -94,6 +96,7 @@ PACKED_PLANS = [
     plan(2, 2, sharding="stage2"),
     plan(4, **{TP: 2, PP: 2}),
     plan(4, **{TP: 2, PP: 2, "sequence_parallel": 1, "recompute": 1}),
+    plan(2, **{PP: 2, "recompute": 1, "recompute_granularity": "core_attn"}),
     [wait_until(5, plan(2, **{PP: 2})), plan(2, 2, micro=4, sharding="stage3")],
 ]
 
@@ -122,6 +125,12 @@ def groups() -> list[dict[str, Any]]:
     )
     packed = {"kind": "finetune", "flags": PACKED}
     found.append({"name": "packed-llama", "model": MODELS["llama-grouped"], "plans": PACKED_PLANS} | packed)
+    found += [
+        {"name": f"packed-{name}", "model": TINY[name] | {"model_type": name, "architectures": [architecture]}}
+        | packed
+        | {"plans": [plan(2, **{PP: 2, "recompute": 1})]}
+        for name, architecture in (("mistral", "MistralForCausalLM"), ("gemma", "GemmaForCausalLM"))
+    ]
     found.append({"name": "packed-qwen2", "model": MODELS["qwen2-tied"], "plans": [plan(2, **{PP: 2})]} | packed)
     return [common | group for group in found]
 

@@ -1,4 +1,4 @@
-"""Tokens travel to the ranks that hold their experts and back (expert parallelism, https://arxiv.org/abs/2006.16668)."""
+"""Sends tokens to the ranks that hold their experts, and back (expert parallelism, https://arxiv.org/abs/2006.16668)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _exchange(rows: Tensor, sent: list[int], received: list[int], group: Any) ->
 
 
 class TokenExchange:
-    """One exchange of tokens among the ranks of a group, each of which holds as many experts.
+    """One exchange of tokens among the ranks of a group, which hold equally many experts.
 
     Args:
         counts: int64 [experts], this rank's tokens for each expert of all ranks.
@@ -49,7 +49,7 @@ class TokenExchange:
         self._group = group
         self._sent, self._received = sent.sum(1).tolist(), by_sender.sum(1).tolist()
         self.counts: Sequence[int] = by_sender.sum(0).tolist()
-        # Tokens arrive by sender and expert; they are wanted by expert.
+        # Tokens arrive sorted by sender, then expert, and have to be sorted by expert.
         experts = np.repeat(np.tile(np.arange(by_sender.shape[1]), len(by_sender)), by_sender.reshape(-1))
         order = np.argsort(experts, kind="stable")
         self._order, self._inverse = paddle.to_tensor(order), paddle.to_tensor(np.argsort(order))

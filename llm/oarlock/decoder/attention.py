@@ -10,14 +10,13 @@ import paddle
 from paddle import nn
 from paddle.distributed.fleet.utils import recompute
 
-from oarlock.decoder.linear import find_runs, make_linear
-from oarlock.decoder.norm import RMSNorm, SplitRMSNorm, rms_norm, sum_gradient_over_heads
+from oarlock.decoder.linear import make_linear, set_slice
+from oarlock.decoder.norm import RMSNorm, SplitRMSNorm
 from oarlock.decoder.rotary import rotate
 from oarlock.families.architecture import Architecture, Attention
 from oarlock.ops.attention import AttentionMask, attend
 from oarlock.ops.lora_linear import project
 from oarlock.typing import Tensor
-from oarlock.weights.tensor_slice import TensorSlice
 
 KeysAndValues = tuple[Tensor, Tensor]  # a layer's KV cache: [batch, keys, kv_heads, head_dim] each
 
@@ -49,7 +48,7 @@ class SelfAttention(nn.Layer):
 
     def __init__(self, spec: Attention, arch: Architecture, config: Any) -> None:
         super().__init__()
-        degree, rank = config.tensor_parallel_degree, config.tensor_parallel_rank
+        degree = config.tensor_parallel_degree
         self.spec, self.config = spec, config
         self.heads, self.kv_heads = spec.heads // degree, spec.kv_heads // degree
         queries, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
@@ -66,8 +65,7 @@ class SelfAttention(nn.Layer):
         if spec.sinks:
             self.sinks = self.create_parameter([self.heads], default_initializer=nn.initializer.Constant(0.0))
             if degree > 1:
-                self.sinks.is_distributed = True
-                self.sinks.tensor_slice = TensorSlice((spec.heads,), 0, find_runs((spec.heads,), degree, rank))
+                set_slice(self.sinks, (spec.heads,), 0, config)
         self.enable_recompute = False  # set by PretrainedModel.recompute_enable()
 
     def _make_norm(self, width: int, arch: Architecture) -> nn.Layer:
@@ -75,7 +73,7 @@ class SelfAttention(nn.Layer):
         if self.spec.qk_norm == "all_heads" and self.config.tensor_parallel_degree > 1:
             return SplitRMSNorm(width, arch.norm_epsilon, self.config)
         width = self.spec.head_dim if self.spec.qk_norm == "head" else width
-        return RMSNorm(width, arch.norm_epsilon, self.config, arch.norm_offset, follows_sequence=False)
+        return RMSNorm(width, arch.norm_epsilon, self.config, arch.norm_offset, is_per_head=True)
 
     @property
     def output_projection(self) -> nn.Layer:
@@ -125,7 +123,7 @@ class SelfAttention(nn.Layer):
             for x, heads in ((query, self.heads), (key, self.kv_heads), (value, self.kv_heads))
         )
         if spec.qk_norm == "head":
-            query, key = self._norm_heads(query, self.q_norm), self._norm_heads(key, self.k_norm)
+            query, key = self.q_norm(query), self.k_norm(key)
         if spec.rope is not None:
             query, key = rotate(query, key, spec.rope, context.positions, context.kv_length)
         sinks = self.sinks if spec.sinks else None
@@ -133,11 +131,6 @@ class SelfAttention(nn.Layer):
             self, query, key, value, context, past, window=spec.window, soft_cap=spec.soft_cap, sinks=sinks
         )
         return output.reshape([0, 0, -1] if len(shape) == 3 else [-1, shape[-1]]), present
-
-    def _norm_heads(self, x: Tensor, norm: RMSNorm) -> Tensor:
-        if self.config.tensor_parallel_degree == 1:
-            return norm(x)
-        return rms_norm(x, sum_gradient_over_heads(norm.scale, self.config), norm.epsilon)
 
 
 def attend_to_cache(

@@ -10,11 +10,10 @@ from typing import Any
 
 import paddle
 from paddle import nn
-from paddle.distributed import collective, fleet
 from paddle.distributed.fleet.utils.sequence_parallel_utils import AllGatherOp, mark_as_sequence_parallel_parameter
 
 from oarlock.decoder.attention import KeysAndValues, LayerContext, attend_to_cache
-from oarlock.decoder.linear import make_linear
+from oarlock.decoder.linear import copy_to_ranks, make_linear
 from oarlock.decoder.norm import RMSNorm
 from oarlock.decoder.rotary import rotate
 from oarlock.families.architecture import Architecture, LatentAttention
@@ -72,7 +71,9 @@ class LatentSelfAttention(nn.Layer):
         rows = [-1, context.seq_length] if x.ndim == 2 else [0, 0]
         query = query.reshape([*rows, self.heads, spec.nope_dim + spec.rope_dim])
         kv = kv.reshape([*rows, self.heads, spec.nope_dim + spec.value_dim])
-        k_rope = self._copy_to_ranks(k_rope).reshape([*rows, 1, spec.rope_dim])  # one for all heads
+        # All heads share k_rope, also those of other ranks.
+        k_rope = AllGatherOp.apply(k_rope) if self.config.sequence_parallel else copy_to_ranks(k_rope, self.config)
+        k_rope = k_rope.reshape([*rows, 1, spec.rope_dim])
         q_nope, q_rope = query.split([spec.nope_dim, spec.rope_dim], axis=-1)
         k_nope, value = kv.split([spec.nope_dim, spec.value_dim], axis=-1)
         q_rope, k_rope = rotate(q_rope, k_rope, spec.rope, context.positions, context.kv_length)
@@ -81,11 +82,3 @@ class LatentSelfAttention(nn.Layer):
         output, present = attend_to_cache(self, query, key, value, context, past)
         width = self.heads * spec.value_dim
         return project(output.reshape([-1, width] if x.ndim == 2 else [0, 0, width]), self.o_proj)[0], present
-
-    def _copy_to_ranks(self, k_rope: Tensor) -> Tensor:
-        """Every tensor-parallel rank uses all of it for its heads, so the gradient is summed over the ranks."""
-        if self.config.tensor_parallel_degree == 1:
-            return k_rope
-        if self.config.sequence_parallel:
-            return AllGatherOp.apply(k_rope)
-        return collective._c_identity(k_rope, group=fleet.get_hybrid_communicate_group().get_model_parallel_group())

@@ -25,15 +25,15 @@ class _AddLoss(PyLayer):
 
 
 class LoadBalance:
-    """The load of the experts of one layer, over the tokens that are no padding.
+    """The load of the experts of one layer, without padding.
 
     The loss of a micro-batch is experts x sum(f_e p_e), with f_e the choices of expert e per token and p_e its mean
     probability (Switch Transformer, https://arxiv.org/abs/2101.03961, equation 4). That is transformers'
     load_balancing_loss_func for one layer; it is top_k if the load is even. For several layers transformers multiplies
-    the means over all layers, in which the imbalances of layers cancel. Here every layer has its own loss, which is
-    also all that a pipeline stage can know.
+    the means over all layers, in which the imbalances of layers cancel. Here every layer has its own loss,
+    because a pipeline stage knows only its own layers.
 
-    Nothing adds the loss to another one. It only adds its gradient to that of the router, wherever the layer is.
+    The loss is not added to that of the model: only its gradient is, at the router. So it works in any pipeline stage.
     """
 
     def __init__(self, experts: int) -> None:
@@ -77,7 +77,7 @@ class LoadBalance:
             return _AddLoss.apply(routing.weights, loss * self._factor)
 
     def pop(self) -> list[float]:
-        """Return what was added since the last call.
+        """Return the sums since the last call, and reset them.
 
         Returns:
             The choices of each expert, then the sum of the losses over tokens, then the number of tokens.

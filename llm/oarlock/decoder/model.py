@@ -21,7 +21,7 @@ from paddlenlp.transformers import PretrainedConfig, PretrainedModel
 from oarlock.decoder.attention import KeysAndValues, LayerContext
 from oarlock.decoder.block import DecoderLayer
 from oarlock.decoder.frequencies import get_original_length
-from oarlock.decoder.linear import find_runs
+from oarlock.decoder.linear import copy_to_ranks, set_slice
 from oarlock.decoder.norm import RMSNorm
 from oarlock.families.architecture import Architecture
 from oarlock.families.family import Family
@@ -29,7 +29,6 @@ from oarlock.ops.attention import make_mask
 from oarlock.ops.linear_cross_entropy import DeferredLogits
 from oarlock.ops.patch import can_fuse
 from oarlock.typing import Tensor
-from oarlock.weights.tensor_slice import TensorSlice
 
 _LINEAR = (
     nn.Linear, ColumnParallelLinear, RowParallelLinear, ColumnSequenceParallelLinear, RowSequenceParallelLinear,
@@ -39,11 +38,10 @@ _LINEAR = (
 
 def make_embedding(arch: Architecture, config: Any) -> nn.Layer:
     """Make the embedding; tensor parallelism splits its rows."""
-    degree, rank = config.tensor_parallel_degree, config.tensor_parallel_rank
-    if degree == 1:
+    if config.tensor_parallel_degree == 1:
         return nn.Embedding(arch.vocab, arch.hidden)
     layer = VocabParallelEmbedding(arch.vocab, arch.hidden)
-    layer.weight.tensor_slice = TensorSlice((arch.vocab, arch.hidden), 0, find_runs((arch.vocab,), degree, rank))
+    set_slice(layer.weight, (arch.vocab, arch.hidden), 0, config)
     return layer
 
 
@@ -66,16 +64,15 @@ class LMHead(nn.Layer):
         super().__init__()
         self.config, self._arch, self.transposed = config, arch, arch.tied
         self.defers = False  # return DeferredLogits in training, for a loss that computes the logits chunk by chunk
-        degree, rank = config.tensor_parallel_degree, config.tensor_parallel_rank
         if embedding is not None:
             self.weight = embedding
             return
-        rows, axis = arch.vocab // degree, 0 if arch.tied else 1
-        self.weight = self.create_parameter([rows, arch.hidden] if arch.tied else [arch.hidden, rows])
+        degree, hidden, axis = config.tensor_parallel_degree, arch.hidden, 0 if arch.tied else 1
+        part = arch.vocab // degree
+        self.weight = self.create_parameter([part, hidden] if arch.tied else [hidden, part])
         if degree > 1:
-            shape = (arch.vocab, arch.hidden) if arch.tied else (arch.hidden, arch.vocab)
-            self.weight.is_distributed, self.weight.split_axis = True, axis
-            self.weight.tensor_slice = TensorSlice(shape, axis, find_runs((arch.vocab,), degree, rank))
+            set_slice(self.weight, (arch.vocab, hidden) if arch.tied else (hidden, arch.vocab), axis, config)
+            self.weight.split_axis = axis
 
     @property
     def embedding_weight(self) -> Tensor:
@@ -92,10 +89,9 @@ class LMHead(nn.Layer):
             x = GatherOp.apply(x).reshape([-1, config.seq_length, arch.hidden])
         if arch.logit_scale != 1.0:
             x = x * arch.logit_scale
-        group = None
+        x, group = copy_to_ranks(x, config), None
         if config.tensor_parallel_degree > 1:
             group = fleet.get_hybrid_communicate_group().get_model_parallel_group()
-            x = collective._c_identity(x, group=group)
         defers = self.defers and self.training and paddle.is_grad_enabled() and arch.logit_soft_cap is None
         if defers and (group is None or config.tensor_parallel_output) and can_fuse(x, self.weight):
             return DeferredLogits(x, self.weight, self.transposed, group)

@@ -1,4 +1,4 @@
-"""A mixture of experts: every token goes to a few gated feed-forwards out of many."""
+"""A mixture of experts: each token is processed by a few gated MLPs out of many."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _UNSPLIT = SimpleNamespace(tensor_parallel_degree=1, tensor_parallel_rank=0, seq
 class MixtureOfExperts(nn.Layer):
     """Router, this rank's experts, and the shared expert. No token is dropped, however uneven the load is.
 
-    Under expert parallelism a rank holds a share of the experts, by their numbers among all. Under tensor parallelism
-    it holds a part of each expert's inner features; all ranks route the same tokens.
+    Under expert parallelism, a rank holds some of the experts, which keep their numbers among all. Under tensor
+    parallelism, it holds a part of every expert's intermediate features, and all ranks route the same tokens.
     """
 
     def __init__(self, spec: MoE, hidden: int, config: Any) -> None:
@@ -61,11 +61,11 @@ class MixtureOfExperts(nn.Layer):
         self.balance = LoadBalance(spec.experts)
 
     def _make_expert(self) -> GatedMLP:
-        """An expert, whose part of the inner features is summed over tensor-parallel ranks with those of all others."""
+        """Make an expert. forward() sums over tensor-parallel ranks, once for all experts, so this MLP does not."""
         degree, rank, spec = self._config.tensor_parallel_degree, self._config.tensor_parallel_rank, self.spec.expert
         expert = GatedMLP(replace(spec, intermediate=spec.intermediate // degree), self._hidden, _UNSPLIT)
         if self._is_divided:
-            for parameter in expert.parameters():  # Fleet neither broadcasts such ones nor reduces their gradients
+            for parameter in expert.parameters():  # so that Fleet neither broadcasts them nor reduces their gradients
                 parameter.no_sync = True
         if degree > 1:
             _mark_slices(expert, spec, self._hidden, degree, rank)
@@ -75,7 +75,7 @@ class MixtureOfExperts(nn.Layer):
         """[..., hidden] -> the same shape; under sequence parallelism [batch x tokens / ranks, hidden].
 
         Args:
-            counted: bool [batch, tokens], False for padding, which the load of the experts leaves out.
+            counted: bool [batch, tokens], False for padding, which does not count as load of the experts.
         """
         split = self._config.tensor_parallel_degree > 1
         group = fleet.get_hybrid_communicate_group().get_model_parallel_group() if split else None
@@ -98,7 +98,7 @@ class MixtureOfExperts(nn.Layer):
         return mixed + (shared if gate is None else functional.sigmoid(gate(x)) * shared)
 
     def take_mask(self) -> Tensor | None:
-        """The mask of the micro-batch that a forward pass in training begins (recomputing it takes the same one)."""
+        """Take the padding mask of the next micro-batch in training. Recomputation uses the same one again."""
         return self.balance.take_mask() if self.training and paddle.is_grad_enabled() else None
 
     def _route(self, tokens: Tensor, counted: Tensor | None) -> Routing:
@@ -138,19 +138,19 @@ class MixtureOfExperts(nn.Layer):
         """Apply this rank's experts to rows [tokens, hidden] that are sorted by expert."""
         sizes = [count for count in counts if count]
         parts = iter(paddle.split(rows, sizes, axis=0) if len(sizes) > 1 else [rows])
-        # Without any rows, their backward pass runs too: it has an exchange in which the other ranks wait for this one.
+        # Without any rows, the backward pass has to run as well: other ranks wait for this one in its all-to-all.
         found = [] if sizes else [rows]
         for expert, count in zip(self.experts.values(), counts, strict=True):
             if count:
                 found.append(expert(next(parts)))
             elif paddle.is_grad_enabled():
-                # Without tokens its weights get gradients of zero, as optimizers and other ranks expect. (The backward
-                # pass of Paddle's matrix product fails without rows.)
+                # The weights of an expert without tokens get gradients of 0, which optimizers and other ranks expect.
+                # One row is needed, because the backward pass of Paddle's matrix product fails without any.
                 found.append(expert(paddle.zeros([1, self._hidden], rows.dtype))[:0])
         return paddle.concat(found, axis=0)
 
     def _apply_traced(self, rows: Tensor, choices: Tensor) -> Tensor:
-        """_apply() in a static graph, where the numbers of tokens are not known when it is made."""
+        """_apply() in a static graph, which is built without knowing the number of tokens of each expert."""
         ends = paddle.cumsum(functional.one_hot(choices, self.spec.experts).sum(0).astype("int64"))
         starts = paddle.concat([paddle.zeros([1], "int64"), ends[:-1]])
         parts = [
@@ -161,7 +161,7 @@ class MixtureOfExperts(nn.Layer):
 
 
 def _mark_slices(expert: GatedMLP, spec: MLP, hidden: int, degree: int, rank: int) -> None:
-    """Note which slices of the whole expert a tensor-parallel rank holds."""
+    """Record which slices of an expert this tensor-parallel rank holds."""
     if spec.bias:
         raise ModelError("experts with biases can't be split among tensor-parallel ranks")
     *before, down = expert.sublayers()

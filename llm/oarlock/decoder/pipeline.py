@@ -59,8 +59,10 @@ class DecoderLayerStage(DecoderLayer):
     def forward(self, inputs: StageOutput) -> StageOutput:  # type: ignore[override]
         """Run the layer on the hidden states."""
         x, *others = inputs if isinstance(inputs, tuple) else (inputs,)
-        ends = next((tensor for tensor in others if tensor.dtype == paddle.int32), None)
-        positions = next((tensor for tensor in others if tensor.dtype == paddle.int64), None)
+        # Fleet clears the tensors that a stage has sent, but recomputation needs them again: hence the references.
+        kept = [tensor.detach() for tensor in others]
+        ends = next((tensor for tensor in kept if tensor.dtype == paddle.int32), None)
+        positions = next((tensor for tensor in kept if tensor.dtype == paddle.int64), None)
         tokens = self.config.seq_length if self.config.sequence_parallel else x.shape[1]
         mask = make_mask(None, ends, flash=self.config.use_flash_attention)
         x, _ = super().forward(x, LayerContext(positions, mask, tokens, tokens))

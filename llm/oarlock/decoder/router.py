@@ -1,4 +1,4 @@
-"""The router of a mixture of experts: which experts a token goes to, and with which weights."""
+"""The router of a mixture of experts: it chooses the experts of each token and their weights."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Routing(NamedTuple):
 class Router(nn.Linear):
     """Scores every expert for every token. Its weights are those of a linear layer, [hidden, experts].
 
-    A router with a corrected choice (MoE.bias_corrected) also has the correction, a parameter without a gradient. It is
-    loaded, saved and used, but nothing here changes it.
+    With MoE.bias_corrected it also has the correction of the choice, a parameter without a gradient. It is loaded,
+    saved and used, but not trained.
     """
 
     def __init__(self, spec: MoE, hidden: int) -> None:

@@ -1,7 +1,7 @@
-"""What a decoder is made of, as plain data: the value that a family's record makes from a configuration.
+"""The architecture of a decoder as plain data. A family's make_architecture() makes it from a configuration.
 
-oarlock.decoder builds the model from it, and everything that has to know a part (the fused decoder, exports, the
-plan, counts of parameters) reads it here. Nothing in this file needs Paddle.
+oarlock.decoder builds the model from it. The fused decoder, exports, parallel plans and counts of parameters read it
+too. Nothing in this file needs Paddle.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Rope:
     Attributes:
         theta: base of the frequencies.
         dim: rotated components of a head; the rest of it passes unchanged (partial rotary embedding).
-        max_positions: positions that the model was made for.
+        max_positions: number of positions that the model was trained for.
         kind: how frequencies are scaled (oarlock.decoder.rotary has the formulas and their sources).
         scaling: numbers of that kind, by transformers' names (factor, low_freq_factor, short_factor, ...).
         interleaved: components 2i and 2i + 1 are rotated together (GLM, DeepSeek), instead of i and i + dim / 2.
@@ -50,9 +50,9 @@ class Attention:
         qkv_bias, output_bias: which projections have biases.
         qk_norm: RMSNorm of queries and keys, for each head or over all heads together.
         rope: None for layers without positions (NoPE, https://arxiv.org/abs/2305.19466).
-        window: tokens that a query sees, itself included; None for all.
+        window: number of last tokens, the query's own included, that it attends to; None for all.
         soft_cap: scores become soft_cap * tanh(scores / soft_cap).
-        sinks: each head has a learned score of a key without a value (gpt-oss).
+        sinks: each head has a learned score of an additional key without a value (gpt-oss).
         dropout: of the attention weights in training.
         packed: one matrix holds q, k and v: "blocks" for [q | k | v] (Phi-3), "groups" for [its q | k | v] per head of
             keys and values (PaddleNLP's --fuse_attention_qkv).
@@ -102,12 +102,12 @@ class LatentAttention:
 
 @dataclass(frozen=True)
 class MLP:
-    """A gated feed-forward: (activation(x gate) * (x up)) down (https://arxiv.org/abs/2002.05202).
+    """A gated MLP: (activation(x gate) * (x up)) down (https://arxiv.org/abs/2002.05202).
 
     Attributes:
         activation: a key of oarlock.decoder.mlp.ACTIVATIONS.
         packed: one matrix holds [gate | up].
-        names: of gate, up and down in the files. The first one is that of the packed matrix.
+        names: of gate, up and down in the weights. If packed, the first is that of the packed matrix.
     """
 
     intermediate: int
@@ -119,20 +119,20 @@ class MLP:
 
 @dataclass(frozen=True)
 class MoE:
-    """A mixture of experts: every token goes to `top_k` of them, and to the shared expert if there is one.
+    """A mixture of experts: each token is processed by `top_k` of them, and by the shared expert if there is one.
 
     Attributes:
         experts: their number.
-        expert: one of them.
-        router: scores of the experts from its logits.
+        expert: one of them; all are alike.
+        router: how its logits become scores.
         renormalize: the chosen experts' weights sum to 1.
         weight_scale: factor of these weights.
         groups, top_groups: experts are chosen from the best `top_groups` of `groups` only (DeepSeek-V3, section 2.1.2).
         group_score: a group's score is that of its best expert, or the sum of its two best.
-        bias_corrected: the choice, not the weights, adds a bias that keeps the load even
+        bias_corrected: for the choice, not for the weights, a bias is added to the scores, which keeps the load even
             (https://arxiv.org/abs/2408.15664).
-        shared: the expert that every token goes to.
-        shared_gate: it is multiplied with sigmoid(x gate) (Qwen2-MoE).
+        shared: the expert that processes every token.
+        shared_gate: its output is multiplied with sigmoid(x gate) (Qwen2-MoE).
         aux_loss: factor of the load balancing loss (Switch Transformer, https://arxiv.org/abs/2101.03961, equation 4).
         names: of the router and the shared expert.
     """
@@ -155,7 +155,7 @@ class MoE:
 
 @dataclass(frozen=True)
 class Norms:
-    """The names of a layer's RMSNorms in the files, by place; "" where there is none."""
+    """The names of a layer's RMSNorms in the weights, by position; "" where there is none."""
 
     before_attention: str = "input_layernorm"
     after_attention: str = ""
@@ -172,7 +172,7 @@ class DecoderBlock:
 
     Attributes:
         residual_scale: factor of what attention and MLP add (Granite).
-        mlp_name: in the files.
+        mlp_name: in the weights.
     """
 
     attention: Attention | LatentAttention

@@ -1,4 +1,4 @@
-"""Reads the parts of a decoder from a configuration: what most families have in common."""
+"""Makes the parts of an architecture from a configuration, by the fields that most families have in common."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SANDWICH_NORMS = Norms(
     after_mlp="post_feedforward_layernorm",
 )
 _SLIDING, _FULL = "sliding_attention", "full_attention"
-_ACTIVATIONS = {"swish": "silu", "gelu_python": "gelu", "gelu_new": "gelu_pytorch_tanh"}  # two names of one function
+_ACTIVATIONS = {"swish": "silu", "gelu_python": "gelu", "gelu_new": "gelu_pytorch_tanh"}  # synonyms
 
 
 def read_head_dim(config: Any) -> int:
@@ -44,11 +44,11 @@ def read_attention(config: Any, rope: Rope | None, **changes: Any) -> Attention:
     """Attention by the usual fields of transformers.
 
     Args:
-        changes: other fields of Attention than those, or other values.
+        changes: fields of Attention that no such field determines, or that differ.
     """
     head_dim, heads = read_head_dim(config), config.num_attention_heads
     bias = bool(getattr(config, "attention_bias", False))
-    plain = Attention(
+    usual = Attention(
         heads=heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=head_dim,
@@ -59,10 +59,10 @@ def read_attention(config: Any, rope: Rope | None, **changes: Any) -> Attention:
         dropout=float(getattr(config, "attention_dropout", 0.0) or 0.0),
         packed="groups" if getattr(config, "fuse_attention_qkv", False) else "",
     )
-    found = replace(plain, **changes)
-    if found.window is not None and found.window >= config.max_position_embeddings:
-        return replace(found, window=None)  # as Phi-4's, which limits no text
-    return found
+    attention = replace(usual, **changes)
+    if attention.window is not None and attention.window >= config.max_position_embeddings:
+        return replace(attention, window=None)  # such as that of Phi-4: no text is longer
+    return attention
 
 
 def read_latent_attention(config: Any, interleaved: bool) -> LatentAttention:
@@ -85,25 +85,28 @@ def read_latent_attention(config: Any, interleaved: bool) -> LatentAttention:
 
 
 def read_mlp(config: Any, intermediate: int | None = None, **changes: Any) -> MLP:
-    """A gated feed-forward by the usual fields of transformers, and PaddleNLP's fuse_attention_ffn.
+    """A gated MLP by the usual fields of transformers, and PaddleNLP's fuse_attention_ffn.
 
     Args:
         intermediate: its width, where that is not intermediate_size.
         changes: as in read_attention().
     """
     activation = str(getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None) or "silu")
-    plain = MLP(
+    usual = MLP(
         intermediate=intermediate or config.intermediate_size,
         activation=_ACTIVATIONS.get(activation, activation),
         bias=bool(getattr(config, "mlp_bias", False)),
     )
     if getattr(config, "fuse_attention_ffn", False):
-        plain = replace(plain, packed=True, names=("gate_up_fused_proj", "", "down_proj"))
-    return replace(plain, **changes)
+        usual = replace(usual, packed=True, names=("gate_up_fused_proj", "", "down_proj"))
+    return replace(usual, **changes)
 
 
 def read_windows(config: Any, slides: Callable[[int], bool]) -> list[int | None]:
-    """The window of each layer: of those that layer_types calls sliding, or without that field, where slides(i).
+    """The sliding window of each layer, None for layers without one.
+
+    Args:
+        slides: whether layer i has one, if the configuration has no layer_types.
 
     Raises:
         ModelError: for layer_types of another number of layers, or of a kind that is not known.
@@ -125,13 +128,13 @@ def read_moe(config: Any, experts: int, expert: MLP, **changes: Any) -> MoE:
         changes: as in read_attention().
     """
     counts = bool(getattr(config, "output_router_logits", False))  # transformers adds the loss only then
-    plain = MoE(
+    usual = MoE(
         experts=experts,
         top_k=config.num_experts_per_tok,
         expert=expert,
         aux_loss=float(getattr(config, "router_aux_loss_coef", 0.0) or 0.0) if counts else 0.0,
     )
-    return replace(plain, **changes)
+    return replace(usual, **changes)
 
 
 def make_blocks(
@@ -151,7 +154,7 @@ def read_architecture(
     Args:
         changes: as in read_attention().
     """
-    plain = Architecture(
+    usual = Architecture(
         prefix=prefix,
         vocab=config.vocab_size,
         hidden=config.hidden_size,
@@ -161,4 +164,4 @@ def read_architecture(
         tied=bool(config.tie_word_embeddings),
         initializer_range=config.initializer_range,
     )
-    return replace(plain, **changes)
+    return replace(usual, **changes)

@@ -30,13 +30,13 @@ class DecoderSizes:
         norms: which norms a layer has: before and after the attention, before and after the MLP.
         qk_norm: RMSNorm of queries and keys, as in oarlock.families.architecture.Attention.
         output_bias, mlp_bias: which projections have biases, besides those of queries, keys and values.
-        rotary_dim: rotated components of a head; 0 for head_dim.
+        rotary_dim: rotated components of a head; 0 for all.
         interleaved: components 2i and 2i + 1 are rotated together.
         embedding_scale, residual_scale, logit_scale: factors, as in the architecture.
         score_scale: of the attention scores; None for 1 / sqrt(head_dim).
         score_cap, logit_cap: soft caps; None for none.
-        windows: of each layer; 0 for none. Empty for none at all.
-        tables: of each layer, its pair of cos and sin; -1 for no positions. Empty for the first pair everywhere.
+        windows: sliding window of each layer, 0 for none. Empty: no layer has one.
+        tables: index of each layer's pair of cos and sin, -1 for no rotary embedding. Empty: all have the first pair.
     """
 
     hidden: int
@@ -105,12 +105,12 @@ class DecoderWeights:
 def decoder_pass(
     sizes: DecoderSizes, weights: DecoderWeights, tokens: Tensor, runs: Tensor, caches: Sequence[Tensor]
 ) -> Tensor:
-    """Run tokens through the model. Returns the logits after the last token of each run that asks for them.
+    """Run a forward pass. Returns the logits after the last token of each run that wants them.
 
     Args:
-        tokens: int64 [tokens], concatenated runs.
+        tokens: int64 [tokens], the new tokens of all sequences: one run of tokens per sequence.
         runs: int64 [runs, 6]: begin and number of its tokens, position of the first, capacity of the cache, adapter
-            (-1 for none), whether its logits are computed.
+            (-1 for none), whether it wants logits.
         caches: one per run, float32 [sizes.cache_size(capacity)], changed in place.
 
     Raises:

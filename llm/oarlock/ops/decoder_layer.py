@@ -15,7 +15,7 @@ def fused_layer_start(
         x: [..., width]; scale: of the RMSNorm, [width]; query, key, value: weights [width, out], where out may differ.
 
     Returns:
-        The three products; x for the residual, which shares the memory of x; RMSNorm(x), without a gradient.
+        Query, key and value; x again for the residual, in the same memory; RMSNorm(x), without a gradient.
 
     Raises:
         ValueError: if shapes don't fit.
@@ -24,16 +24,17 @@ def fused_layer_start(
 
 
 def fused_layer_end(
-    attended: Tensor, kept: Tensor, output: Tensor, scale: Tensor, gate: Tensor, up: Tensor, down: Tensor,
+    heads: Tensor, residual: Tensor, output: Tensor, scale: Tensor, gate: Tensor, up: Tensor, down: Tensor,
     epsilon: float,
 ) -> Tensor:  # fmt: skip
-    """Compute total + MLP(RMSNorm(total)) with total = kept + attended output: [..., width].
+    """Compute x + MLP(RMSNorm(x)) with x = residual + heads output: [..., width].
 
     Args:
-        attended: [..., heads x dim]; kept: [..., width]; output: weight [heads x dim, width].
+        heads: outputs of the attention heads, [..., heads x dim]; residual: [..., width]; output: weight of the output
+            projection, [heads x dim, width].
         scale: of the RMSNorm, [width]; gate, up: weights [width, inner]; down: [inner, width].
 
     Raises:
         ValueError: if shapes don't fit.
     """
-    return library.run("fused_layer_end", attended, kept, output, scale, gate, up, down, epsilon)[0]
+    return library.run("fused_layer_end", heads, residual, output, scale, gate, up, down, epsilon)[0]
