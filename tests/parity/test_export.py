@@ -235,12 +235,20 @@ def test_a_wrong_command_does_not_import_paddle(tiny_model, tmp_path):
 # static graphs
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        *((family, {}) for family in FAMILIES),
+        *((family, {"fuse_attention_qkv": True, "fuse_attention_ffn": True}) for family in ("llama", "qwen2")),
+    ],
+    ids=str,
+)
 @pytest.mark.usefixtures("fused_ops")
-def test_every_family_is_exported_as_a_static_graph(family, tmp_path):
-    model = family_model(family)
+def test_every_family_is_exported_as_a_static_graph(family, changes, tmp_path):
+    model = family_model(family, **changes)
     model.save_pretrained(str(tmp_path / "weights"), safe_serialization=True)
-    proof = write_graph(ModelSource(tmp_path / "weights", family_config(family), from_weights=True), tmp_path)
+    config = family_config(family, **changes)
+    proof = write_graph(ModelSource(tmp_path / "weights", config, from_weights=True), tmp_path)
     assert proof.difference < 1e-5 and len({tokens for _, tokens in proof.shapes}) == 4
     # Checked not only by the export itself: loaded by Paddle's other reader, next to a second model of the same weights.
     ids = np.random.default_rng(8).integers(4, 512, (2, 11))

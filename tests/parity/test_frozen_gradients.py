@@ -9,13 +9,14 @@ import paddle
 import pytest
 from paddle.nn import functional as F
 
-from families import FAMILIES, family_model
+from families import family_model
 from oarlock.families.registry import FAMILIES as REGISTRY
 from oarlock.ops import install
 from oarlock.peft.lora import LoRA
 from oarlock.peft.p_tuning import PTuning
 from oarlock.peft.prefix_tuning import Prefix
 from oarlock.peft.quantization import Quantization
+from support.family_checks import NAMES
 
 pytestmark = pytest.mark.usefixtures("paddles_own_ops")
 TEXT = [[9, 30, 41, 100, 7, 88, 33, 12], [400, 5, 17, 23, 310, 6, 44, 219]]
@@ -25,7 +26,7 @@ METHODS: dict[str, Any] = {
     "prefix": Prefix(3),
     "p_tuning": PTuning(3, "lstm"),
 }
-CASES = [(name, method) for name in FAMILIES for method in METHODS if method != "prefix" or REGISTRY[name].kv_axes]
+CASES = [(name, method) for name in NAMES for method in METHODS if method != "prefix" or REGISTRY[name].kv_axes]
 
 
 def compute_gradients(model) -> dict[str, np.ndarray]:
@@ -81,7 +82,7 @@ def test_adapters_with_recomputation(name):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max(), err_msg=key)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
 def test_tiny_models_have_norms_and_biases_that_matter(name):
     """With norms of 1 and biases of 0, the tests could not detect a fault."""
     vectors = {key: p.numpy() for key, p in family_model(name).named_parameters() if len(p.shape) == 1}

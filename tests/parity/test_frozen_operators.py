@@ -95,7 +95,7 @@ SQUARE = [random(16, 16, seed=seed) / 4 for seed in range(6)]
 LOW = [random(16, 4, seed=seed) / 4 for seed in range(3)] + [random(4, 16, seed=seed) / 4 for seed in range(3)]
 HEADS = tuple(random(2, 6, 2, 8, seed=seed) for seed in range(3))
 
-# All operators with several differentiable inputs in the graphs of the ten families.
+# All operators with several differentiable inputs in the graphs of the families.
 PADDLES = {
     "layer_norm": Operator(lambda x, w, b: F.layer_norm(x, [16], w, b, EPSILON), (X, SCALE, BIAS), layer_norm),
     "layer_norm of two axes": Operator(
