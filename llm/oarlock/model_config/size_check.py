@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from oarlock.errors import ModelError
+from oarlock.families.architecture import MoE
 from oarlock.families.decoder_weights import count_parameters
 from oarlock.families.family import Family
 from oarlock.families.model_sizes import ModelSizes
@@ -70,9 +71,15 @@ def _check_decoder(config: Any, family: Family, sizes: ModelSizes, place: str) -
         )
     try:
         assert family.decoder is not None
-        family.decoder(config)
+        mlps = [block.mlp for block in family.decoder(config).blocks]
     except ModelError as error:
         raise ModelError(f"{place}: {error}") from error
+    by_two = any(isinstance(mlp, MoE) and mlp.groups > 1 and mlp.group_score == "top2_sum" for mlp in mlps)
+    if by_two and sizes.experts // groups < 2:
+        raise ModelError(
+            f"{place}: {sizes.experts} experts in n_group {groups} groups: {family.name} chooses groups by their two "
+            "best experts, so they need two"
+        )
 
 
 def count_table_bytes(config: Any) -> int:

@@ -13,7 +13,9 @@ import numpy as np
 
 from oarlock.environment.memory import check_memory, measure_available_memory
 from oarlock.errors import ModelError
+from oarlock.families.architecture import MoE
 from oarlock.families.model_sizes import ModelSizes
+from oarlock.families.registry import find_family
 from oarlock.weights.buffers import populate
 from oarlock.weights.hf_names import MappedTensor, find_unused, map_names
 from oarlock.weights.safetensors_file import SafetensorsFile, StoredTensor
@@ -176,7 +178,7 @@ def check_stored(config: Any, shapes: Mapping[str, tuple[int, ...]], place: str)
     if sizes.num_layers > layers:
         raise ModelError(f"{place} says {sizes.num_layers:,} layers, and the weights next to it have {layers:,}")
     experts = max((int(found[1]) for name in shapes if (found := _EXPERT.search(name))), default=-1) + 1
-    if sizes.experts > experts:
+    if sizes.experts > experts and _has_experts(config):
         raise ModelError(f"{place} says {sizes.experts:,} experts, and the weights next to it have {experts:,}")
     embedding = next((name for name in shapes if name.endswith(EMBEDDINGS)), None)
     if embedding is not None and len(shapes[embedding]) == 2 and shapes[embedding] != (sizes.vocab, sizes.hidden):
@@ -189,3 +191,9 @@ def check_stored(config: Any, shapes: Mapping[str, tuple[int, ...]], place: str)
     for what, size in (("intermediate size", sizes.intermediate), ("size of all heads", sizes.heads * sizes.head_size)):
         if size > 3 * widest:  # up to three matrices may be stored as one
             raise ModelError(f"{place} says a {what} of {size:,}, and no tensor in the weights next to it is so large")
+
+
+def _has_experts(config: Any) -> bool:
+    """Whether a layer has them: all may be dense (first_k_dense_replace, mlp_only_layers, decoder_sparse_step)."""
+    decoder = find_family(config.model_type).decoder
+    return decoder is not None and any(isinstance(block.mlp, MoE) for block in decoder(config).blocks)

@@ -10,10 +10,12 @@ from safetensors.numpy import save_file
 
 from oarlock.errors import ModelError
 from oarlock.export.checks.config import check_config
+from oarlock.families.decoder_weights import count_parameters
 from oarlock.families.registry import FAMILIES
 from oarlock.model_config.decoder_config import DecoderConfig
 from oarlock.model_config.hf_config import to_hugging_face
-from oarlock.model_config.load import find_config_class, make_config, read_config
+from oarlock.model_config.load import find_config_class, find_model_class, make_config, read_config
+from oarlock.models.build import ModelSource, build_model
 from oarlock.weights.save import save_config
 from oarlock.weights.weight_folder import WeightFolder
 from support.tiny_configs import TINY_CONFIGS
@@ -91,7 +93,7 @@ SQUARE = {"model.embed_tokens.weight": (64, 8), "model.layers.0.self_attn.q_proj
         (TURNED, {}, "np"),
         (SQUARE, {"format": "np"}, "np"),
         (SQUARE, {"format": "pt"}, "pt"),
-        (SQUARE, {}, r"nothing tells whether its matrices are \[in, out\] or \[out, in\]"),
+        (SQUARE, {}, r"it is unknown whether its matrices are \[in, out\] or \[out, in\]"),
         (WEIGHTS, {"format": "np"}, "format 'np', and its tensors have names or shapes of the other layout"),
         (TURNED, {"format": "pt"}, "format 'pt', and its tensors have names or shapes of the other layout"),
     ],
@@ -104,3 +106,15 @@ def test_the_layout_is_told_by_the_header_then_by_shapes(tmp_path, shapes, metad
         return
     with pytest.raises(ModelError, match=expected):
         WeightFolder.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"), [("deepseek_v3", {"first_k_dense_replace": 9}), ("qwen3_moe", {"decoder_sparse_step": 9})]
+)
+def test_models_of_dense_layers_need_no_experts(tmp_path, family, fields):
+    config = make_config({**TINY_CONFIGS[family], **fields}, "x")
+    model = find_model_class(config)(config)
+    save_config(config, tmp_path)
+    save_file({name: value.numpy() for name, value in model.state_dict().items()}, tmp_path / "model.safetensors")
+    again = build_model(ModelSource(tmp_path, read_config(tmp_path), from_weights=True))
+    assert sum(value.size for value in again.parameters()) == count_parameters(architecture(config))

@@ -70,6 +70,7 @@ def test_what_is_special_about_a_family():
         ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling of type 'linear'"),
         ("qwen3_moe", {"num_experts_per_tok": 200}, "num_experts_per_tok is 200, of 128 experts"),
         ("deepseek_v3", {"n_group": 7}, "256 experts in n_group 7 groups"),
+        ("deepseek_v3", {"n_group": 256, "topk_group": 9}, "groups by their two best experts, so they need two"),
         ("deepseek_v3", {"rms_norm_eps": 1e-5}, "rms_norm_eps is 1e-05"),
         ("deepseek_v3", {"num_attention_heads": 128, "num_key_value_heads": 8}, "num_key_value_heads 8 is not num_attention_heads 128"),
         ("mixtral", {"num_local_experts": 4096, "num_hidden_layers": 4096}, "more than any published model"),
