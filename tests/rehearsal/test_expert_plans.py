@@ -86,8 +86,10 @@ def results(tmp_path_factory):
 
 @pytest.mark.timeout(600)  # the first one waits for all the runs
 @pytest.mark.parametrize(("group", "position", "link"), cases())
-def test_a_plan_equals_one_process(results, group, position, link):
+def test_a_plan_equals_one_process(results, group, position, link, record_property):
     result = results[group, position, link]
+    record_property("model", GROUPS[group]["model"]["model_type"])
+    record_property("plans", result.get("difference"))
     assert result["problem"] is None, "\n".join([str(result["problem"]), *result.get("logs", [])])
     last = result["plan"].get("stop_after", GROUPS[group]["steps"])
     assert result["num_losses"] == last - result["steps_before"] >= 2  # no step left out or done twice

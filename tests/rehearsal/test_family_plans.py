@@ -65,7 +65,8 @@ def results(tmp_path_factory) -> dict[tuple[int, int], dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("number", "position"), CASES)
-def test_a_family_under_a_plan_equals_one_process(results, number, position):
+def test_a_family_under_a_plan_equals_one_process(results, number, position, record_property):
     result = results[number, position]
+    record_property("plans", result.get("difference"))
     assert result["problem"] is None, "\n".join([str(result["problem"]), *result.get("logs", [])])
     assert result["num_losses"] == STEPS

@@ -45,6 +45,9 @@ def read_attention(config: Any, rope: Rope | None, **changes: Any) -> Attention:
 
     Args:
         changes: fields of Attention that no such field determines, or that differ.
+
+    Raises:
+        ModelError: for a window or soft cap of 0.
     """
     head_dim, heads = read_head_dim(config), config.num_attention_heads
     bias = bool(getattr(config, "attention_bias", False))
@@ -60,6 +63,10 @@ def read_attention(config: Any, rope: Rope | None, **changes: Any) -> Attention:
         packed="groups" if getattr(config, "fuse_attention_qkv", False) else "",
     )
     attention = replace(usual, **changes)
+    if attention.window is not None and attention.window < 1:
+        raise ModelError(f"sliding_window has to be above 0, or null; it is {attention.window}")
+    if attention.soft_cap is not None and attention.soft_cap <= 0:
+        raise ModelError(f"attn_logit_softcapping has to be above 0, or null; it is {attention.soft_cap}")
     if attention.window is not None and attention.window >= config.max_position_embeddings:
         return replace(attention, window=None)  # such as that of Phi-4: no text is longer
     return attention
@@ -153,6 +160,9 @@ def read_architecture(
 
     Args:
         changes: as in read_attention().
+
+    Raises:
+        ModelError: for a soft cap of 0.
     """
     usual = Architecture(
         prefix=prefix,
@@ -164,4 +174,7 @@ def read_architecture(
         tied=bool(config.tie_word_embeddings),
         initializer_range=config.initializer_range,
     )
-    return replace(usual, **changes)
+    found = replace(usual, **changes)
+    if found.logit_soft_cap is not None and found.logit_soft_cap <= 0:
+        raise ModelError(f"final_logit_softcapping has to be above 0, or null; it is {found.logit_soft_cap}")
+    return found

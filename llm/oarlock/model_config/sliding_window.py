@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from oarlock.errors import ModelError
-from oarlock.families.registry import find_family
+from oarlock.families.registry import find_family, find_hf_config
 
 _DEFAULT = 4096  # of both families, on both sides
 _LAYERS = 28  # default of max_window_layers
@@ -23,11 +23,14 @@ def from_hugging_face(family: str, content: Mapping[str, Any], place: str) -> di
     Raises:
         ModelError: for layers of an unknown kind.
     """
-    if find_family(family).own_config:
-        return {}
     kinds = content.get("layer_types")
     if kinds is not None and (not isinstance(kinds, list) or set(kinds) - {_SLIDING, _FULL}):
         raise ModelError(f"{place}: layer_types: only {_FULL} and {_SLIDING} are known here")
+    if find_family(family).own_config:
+        slides = bool(content.get("sliding_window") and content.get("use_sliding_window", True))
+        if "layer_types" not in find_hf_config(family).fields and set(kinds or ()) - {_SLIDING if slides else _FULL}:
+            raise ModelError(f"{place}: layer_types: all layers of {family} are of one kind, by sliding_window")
+        return {}
     layers = find_family(family).sliding_window
     if not layers:
         if kinds and _SLIDING in kinds:

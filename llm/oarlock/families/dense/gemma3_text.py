@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from oarlock.errors import ModelError
 from oarlock.families.architecture import Architecture, Rope
 from oarlock.families.config_reading import (
     SANDWICH_NORMS,
@@ -19,7 +20,13 @@ from oarlock.families.shared import make_decoder_family
 
 
 def make_architecture(config: Any) -> Architecture:
-    """Make the architecture of Gemma 3: qk norms, and layers with a window rotate by another base."""
+    """Make the architecture of Gemma 3: qk norms, and layers with a window rotate by another base.
+
+    Raises:
+        ModelError: for sliding layers without a window.
+    """
+    if config.sliding_window is None:
+        raise ModelError("sliding_window is null, but the sliding layers of gemma3_text need one")
     windows = read_windows(config, lambda i: (i + 1) % config.sliding_window_pattern != 0)
     rope = read_partial_rope(config)
     local = Rope(config.rope_local_base_freq, rope.dim, rope.max_positions)
