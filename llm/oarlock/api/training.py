@@ -97,7 +97,11 @@ def pretrain(config: str | Path | LoadedConfig[PretrainConfig] | None = None, **
 def finetune(config: str | Path | LoadedConfig[FinetuneConfig] | None = None, **options: Any) -> TrainingResult:
     """Fine-tune a model, as `oarlock finetune` does.
 
-    Arguments, resuming and the use of several ranks are as in `pretrain`.
+    Resuming and the use of several ranks are as in `pretrain`.
+
+    Args:
+        config: a recipe's name or path, or a loaded configuration; None for the defaults.
+        options: as in `pretrain`.
 
     Raises:
         OarlockError: in the same cases as `pretrain`.
