@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -93,6 +93,7 @@ def export_peft(adapter: Path, output: Path, base: str | None = None) -> PeftAda
     config = read_config(folder)
     find_hf_config(config.model_type)
     tensors = list(_list_tensors(found, config))
+    check_expert_names([tensor.name for tensor in tensors], found.folder)
     targets = tuple(sorted({tensor.name.split(".")[-3] for tensor in tensors}))
     with create_model_folder(output, "the adapter", [adapter]) as partial_folder:
         record = write_safetensors(partial_folder / _WEIGHTS, tensors, {"format": "pt"})
@@ -111,6 +112,26 @@ def export_peft(adapter: Path, output: Path, base: str | None = None) -> PeftAda
         f"{adapter} -> {output}: {len(tensors)} tensors for PEFT, {record.num_bytes / 1e6:,.1f} MB, base {name}"
     )
     return PeftAdapter(name, tuple(tensor.name for tensor in tensors), targets, record.sha256, proof)
+
+
+def check_expert_names(names: Sequence[str], folder: Path) -> None:
+    """Refuse LoRA on experts and on dense layers of the same names (DeepSeek's first layers and shared experts).
+
+    transformers 5 has one parameter for all experts of a layer. PEFT (0.21) reads LoRA of experts as that of this
+    parameter, and then drops the other layers of these names with a warning.
+
+    Raises:
+        ModelError: naming such a layer.
+    """
+    experts = {name.split(".")[-3] for name in names if ".experts." in name}
+    dense = next((name for name in names if ".experts." not in name and name.split(".")[-3] in experts), None)
+    if dense is not None:
+        layer = dense.removeprefix("base_model.model.").rpartition(".lora_")[0]
+        raise ModelError(
+            f"{folder}: the adapter changes experts, and {layer}, which has the name of a layer of the experts: PEFT "
+            "would leave it out. Export the merged model (--target hf), or train without these layers "
+            "(--lora_target_modules)"
+        )
 
 
 def _prove(adapter: AdapterFolder, config: PretrainedConfig, folder: Path, num_tensors: int) -> PeftProof:

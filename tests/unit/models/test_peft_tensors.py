@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from oarlock.errors import ModelError
+from oarlock.export.peft import check_expert_names
 from oarlock.peft.hf_peft_folder import open_peft
 
 Q, V = (f"base_model.model.model.layers.{i}.self_attn.{name}_proj" for i, name in ((0, "q"), (1, "v")))
@@ -69,3 +70,16 @@ def test_non_finite_values_are_refused(tmp_path):
     found = open_peft(write(tmp_path, {bad: np.full((8, 4), np.nan, np.float32)}))
     with pytest.raises(ModelError, match="holds values that are not finite numbers"):
         replace(found, places={"b": (bad, 1.0)}).value("b", (4, 8))
+
+
+def test_adapters_of_experts_and_of_dense_layers_with_their_names_are_not_exported():
+    """PEFT 0.21 with transformers 5 computes another model from them."""
+
+    def name(part: str) -> str:
+        return f"base_model.model.model.layers.1.{part}.lora_A.weight"
+
+    experts = [name(f"mlp.experts.{i}.{part}_proj") for i in (0, 1) for part in ("gate", "up", "down")]
+    check_expert_names([*experts, name("self_attn.q_proj")], Path("x"))
+    check_expert_names([name("mlp.gate_proj"), name("self_attn.q_proj")], Path("x"))
+    with pytest.raises(ModelError, match=r"x: .*model.layers.1.mlp.shared_experts.up_proj, which has the name"):
+        check_expert_names([*experts, name("mlp.shared_experts.up_proj")], Path("x"))
