@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from paddle import nn
+from paddle.incubate.nn.functional import swiglu
 from paddle.nn import functional
 
 from oarlock.decoder.linear import make_linear
@@ -58,5 +59,6 @@ class GatedMLP(nn.Layer):
             inner = fused_swiglu(*projected)
         else:
             gate, up = projected[0].chunk(2, axis=-1) if self.spec.packed else projected
-            inner = ACTIVATIONS[self.spec.activation](gate) * up
+            # swiglu() keeps two tensors for the backward pass, the product of silu() three.
+            inner = swiglu(gate, up) if is_silu else ACTIVATIONS[self.spec.activation](gate) * up
         return project(inner, down)[0]
