@@ -55,7 +55,10 @@ def main() -> int:
     heads = ["model", *FIGURES, *EXACT]
     print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
     for model in TINY_CONFIGS:
-        cells = [f"{largest[model, column]:.0e}" if (model, column) in largest else "" for column in FIGURES]
+        cells = [
+            f"{largest[model, column]:.0e}".replace("0e+00", "0") if (model, column) in largest else ""
+            for column in FIGURES
+        ]
         for test in EXACT.values():
             outcomes = passed[model, test]
             cells.append(("same" if all(outcomes) else "DIFFERENT") if outcomes else "")

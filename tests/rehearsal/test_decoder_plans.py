@@ -39,6 +39,8 @@ CHOSEN: dict[tuple[str, str], tuple[str, ...]] = {
     ("smollm3", "full"): FEW,  # layers without positions
     ("deepseek_v3", "full"): FEW,  # latent attention, groups of experts
     ("mixtral", "full"): ("tensor",),
+    ("deepseek_v2", "full"): ("tensor",),  # another router
+    ("gemma3_text", "full"): ("tensor-pipeline",),  # a rotary embedding for each kind of layer
     ("phi3", "lora"): ("tensor", "sequence-recompute", "pipeline"),
     ("olmo2", "lora"): ("tensor",),
     ("gemma2", "lora"): ("pipeline",),
