@@ -1,4 +1,4 @@
-"""Print the table of docs/families.md: how far every family of the own decoder is from what it is compared with.
+"""Print the table of docs/families.md: the largest differences of every family of our decoder.
 
     python tests/parity/decoder_table.py
 
@@ -30,9 +30,9 @@ FILES = (
 FIGURES = ("logits", "gradients", "training", "plans", "LoRA", "export")
 # Tests that compare tokens or bits.
 EXACT = {
-    "answers": "test_answers_are_those_of_transformers",
-    "conversion": "test_there_and_back_every_bit_is_the_same",
-    "serving": "test_the_engine_answers_as_transformers",
+    "answers": "test_answers_equal_transformers",
+    "conversion": "test_conversion_both_ways_is_bit_identical",
+    "serving": "test_engine_answers_equal_transformers",
 }
 
 

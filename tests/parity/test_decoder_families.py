@@ -1,4 +1,4 @@
-"""Every family of the own decoder beside transformers: logits, gradients, answers, conversion, LoRA, export, serving.
+"""Every family of our decoder compared with transformers: logits, gradients, answers, conversion, LoRA, serving.
 
 transformers makes the models (norms not 1, biases not 0) and answers for all of them in one process (decoder_peer.py).
 The figures of docs/families.md are printed by `python tests/parity/decoder_table.py`.
@@ -170,7 +170,7 @@ def largest_difference(found: np.ndarray, wanted: np.ndarray) -> float:
 
 @pytest.mark.parametrize("operators", ["fused_ops", "paddles_own_ops"])
 @pytest.mark.parametrize("how", BATCHES)
-def test_logits_and_gradients_are_those_of_transformers(case, how, operators, request, tmp_path, record_property):
+def test_logits_and_gradients_equal_transformers(case, how, operators, request, tmp_path, record_property):
     request.getfixturevalue(operators)
     logits, loss = case.compute_loss(case.model, BATCHES[how])
     text = BATCHES[how]["labels"] != IGNORE_INDEX
@@ -185,15 +185,15 @@ def test_logits_and_gradients_are_those_of_transformers(case, how, operators, re
     assert max(differences.values()) <= 1e-4, sorted(differences.items(), key=lambda pair: -pair[1])[:5]
 
 
-def test_answers_are_those_of_transformers(case):
-    """Prompts of two lengths in one batch, beside theirs alone."""
+def test_answers_equal_transformers(case):
+    """Ours answers prompts of two lengths in one batch, transformers one prompt at a time."""
     assert generate_ids(case.model, ENDLESS, PROMPTS, NEW_TOKENS) == case.answers
     assert case.answers[0] != case.answers[1] and all(len(set(answer)) > 1 for answer in case.answers)
 
 
 @pytest.mark.parametrize("way", ["generic", "fused"])
-def test_the_engine_answers_as_transformers(case, way, monkeypatch):
-    """And rows of an adapter beside them as the model that it was trained on."""
+def test_engine_answers_equal_transformers(case, way, monkeypatch):
+    """Rows of the same batch that use an adapter are answered as by the model it was trained on."""
     if way == "generic":
         monkeypatch.setattr(loading, "explain_not_fused", lambda *_: "the test says so")
     make_tiny_tokenizer(case.hf)
@@ -213,7 +213,7 @@ def test_the_engine_answers_as_transformers(case, way, monkeypatch):
     assert by_adapter != case.answers
 
 
-def test_there_and_back_every_bit_is_the_same(case, tmp_path, record_property):
+def test_conversion_both_ways_is_bit_identical(case, tmp_path, record_property):
     proof = convert(case.hf, case.paddle, "paddle").proof
     record_property("conversion", proof.difference)
     assert proof.difference < 1e-6

@@ -59,13 +59,12 @@ MODELS: dict[str, dict[str, Any]] = {
 RUNS = [f"{name}/{method}" for name in MODELS for method in ("full", "lora")]
 NEWER = [name for name, config in TINY_CONFIGS.items() if config["model_type"] in FAMILIES and name not in MODELS]
 MODELS |= {name: TINY_CONFIGS[name] for name in NEWER}
-# Whether frequencies are those of long texts, transformers decides for a padded batch, we for every text in it: all are
-# short here.
+# Texts are short for longrope: transformers decides which frequencies a padded batch gets, we decide for every text.
 _SHORT = {"original_max_position_embeddings": 256}
 MODELS["phi3"] = MODELS["phi3"] | _SHORT | {
     "rope_parameters": MODELS["phi3"]["rope_parameters"] | _SHORT, "max_position_embeddings": 512
 }  # fmt: skip
-# Adapters of packed projections, beside norms in and after attention, and of latent attention beside experts.
+# Adapters of packed projections, in layers with further norms, and of latent attention.
 RUNS += [f"{name}/full" for name in NEWER]
 RUNS += [f"{name}/lora" for name in ("phi3", "qwen3", "gemma2", "deepseek_v3") if name in NEWER]
 # PEFT's "all-linear" is also the routers and the experts, which PEFT adapts as one parameter each.
