@@ -155,9 +155,7 @@ def peers(tmp_path_factory, parity_python) -> Path:
     return folder
 
 
-@pytest.fixture(
-    scope="module", params=[name for name, config in TINY_CONFIGS.items() if config["model_type"] in FAMILIES]
-)
+@pytest.fixture(scope="module", params=TINY_CONFIGS)
 def case(request, peers) -> Case:
     return Case(request.param, peers)
 
