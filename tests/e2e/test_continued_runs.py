@@ -140,7 +140,7 @@ def test_following_the_printed_advice_extends_a_complete_run(longer, name):
     scheduler = make_scheduler(ScheduleSection(learning_rate=1e-2), steps)
     scheduler.step(steps // 2)
     assert f"step {steps // 2 + 1} has {scheduler():.4g} in a run of {steps} steps; it had 0 in" in said
-    logged = {row["step"]: row["learning_rate"] for row in longer.rows(name, "loss")}
+    logged = {row["step"]: row["learning_rate"] for row in longer.read_rows(name, "loss")}
     for step in range(steps // 2, steps):
         assert logged[step + 1] == pytest.approx(scheduler(), rel=1e-12)
         scheduler.step()
@@ -149,7 +149,7 @@ def test_following_the_printed_advice_extends_a_complete_run(longer, name):
 def test_following_the_printed_advice_continues_an_early_stopped_run(longer):
     assert "step 2: eval_loss" in longer.said("patience") and "step 3: " not in longer.said("patience")
     assert "resuming from out/patience/checkpoint-2" in longer.said("patience longer")
-    assert longer.rows("patience", "eval_loss")[-1]["step"] == 4
+    assert longer.read_rows("patience", "eval_loss")[-1]["step"] == 4
 
 
 def test_following_the_printed_advice_resumes_with_another_configuration(longer):
@@ -196,11 +196,11 @@ def alone(stage) -> Stage:
 def test_an_adapter_folder_is_enough_to_evaluate_and_train_further(alone, name):
     said = alone.said(f"{name} alone")
     assert f"../out/{name} is an adapter" in said and f"its base {BASE} is taken from {alone.folder / BASE}" in said
-    last = alone.rows(name, "eval_loss")
+    last = alone.read_rows(name, "eval_loss")
     # Of its own training: the run may have been extended since.
     trained = next(row for row in last if row["step"] == 2)
     final = last[-1]
-    found = alone.rows(f"{name}-alone", "eval_loss")[-1]["eval_loss"]
+    found = alone.read_rows(f"{name}-alone", "eval_loss")[-1]["eval_loss"]
     assert found == pytest.approx((final if final["step"] > 2 else trained)["eval_loss"], rel=1e-6)
     alone.said(f"{name} on")
     settings = [json.loads((alone.folder / "out" / n / "adapter.json").read_text()) for n in (name, f"{name}-on")]
