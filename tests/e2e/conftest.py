@@ -1,4 +1,4 @@
-"""One server for all tests that need one; the last of them (test_server_lifecycle.py) stops it."""
+"""One server for all tests that need one; the last of them (test_serving_stop.py) stops it."""
 
 from __future__ import annotations
 

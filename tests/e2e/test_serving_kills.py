@@ -1,4 +1,4 @@
-"""A server under load, and a server whose processes are killed. Runs before test_server_lifecycle.py, which stops the
+"""A server under load, and a server whose processes are killed. Runs before test_serving_stop.py, which stops the
 server.
 """
 

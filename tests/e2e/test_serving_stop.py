@@ -1,4 +1,4 @@
-"""How a server starts, reloads its model, and stops."""
+"""How a server starts, reloads its model, and stops. Runs last of the serving tests, by its name: it stops their server."""
 
 from __future__ import annotations
 
