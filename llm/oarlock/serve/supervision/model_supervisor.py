@@ -47,6 +47,7 @@ class ModelSupervisor:
         self._run = Path(config.triton.run)
         self._unloaded: set[str] = set()
         self._processes: dict[int, str] = {}  # watched processes: number -> model
+        self._former: set[int] = set()  # processes of replaced models, which end when they have answered
         self._loading = threading.Lock()  # held while a model is loaded; nothing is watched meanwhile
         self.restarts = 0
 
@@ -96,7 +97,7 @@ class ModelSupervisor:
 
     def watch_all(self) -> None:
         """Watch the processes of a Triton that has loaded its models."""
-        self._processes = self._find_processes()
+        self._processes, self._former = self._find_processes(), set()
 
     def watch_none(self) -> None:
         """Watch no process, since Triton is gone."""
@@ -144,6 +145,10 @@ class ModelSupervisor:
         return find_model_processes(self._triton.process.pid, paths)
 
     def _watch_new(self, before: Mapping[int, str], model: str) -> None:
-        """Watch the new processes of a model. Its old ones end when they have answered their requests."""
+        """Watch the new processes of a model. Its old ones end when they have answered their requests.
+
+        They may still be there when another model is loaded or unloaded.
+        """
         found = self._find_processes()
-        self._processes = {pid: name for pid, name in found.items() if name != model or pid not in before}
+        self._former = {pid for pid in found if pid in self._former or before.get(pid) == model}
+        self._processes = {pid: name for pid, name in found.items() if pid not in self._former}
